@@ -1,0 +1,118 @@
+"""Llama-family decoder over packed batches of sequences that run different sub-networks.
+
+Parameters carry Hugging Face's names, so checkpoints load as they are. One set of layers serves training (dense
+batches, :meth:`Decoder.forward_dense`) and serving (packed batches over the paged cache, :meth:`Decoder.forward`);
+they differ only in the :class:`~stepwell.models.layers.blocks.Attend` they pass in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stepwell.models.config import DecoderConfig
+from stepwell.models.kernels.attention import DenseAttention, PagedAttention
+from stepwell.models.kernels.linear import SliceLinear
+from stepwell.models.ladder import SubNetwork
+from stepwell.models.layers.blocks import Attend, DecoderLayer, RMSNorm
+from stepwell.models.layers.rotary import RotaryTable
+from stepwell.models.layers.staircase import WideRule
+from stepwell.models.packed import LayerPlan, PackedBatch, plan_layers
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, shared final norm and head: every depth level leaves through the same norm and head.
+
+    (Sorted LLaMA, arXiv 2309.08968: ``logits_n = head(norm(h_n))``.)
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = _Body(config)
+        self.lm_head = None if config.tied_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.rotary = RotaryTable(config)
+        self.linear = SliceLinear()
+        self.run_wide: WideRule | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed_tokens.weight.dtype
+
+    @property
+    def head(self) -> nn.Linear | nn.Embedding:
+        return self.model.embed_tokens if self.lm_head is None else self.lm_head
+
+    def prepare_serving(self, packed_bytes: int, run_wide: WideRule | None = None) -> Decoder:
+        """Freeze the weights and allow ``packed_bytes`` of packed copies of their slices. Returns self."""
+        self.requires_grad_(False).eval()
+        self.linear = SliceLinear(packed_bytes)
+        self.run_wide = run_wide
+        return self
+
+    def rebuild_tables(self) -> None:
+        """Compute what follows from the configuration (after building on the meta device)."""
+        self.rotary = RotaryTable(self.config)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of final-normed hidden states [..., D]."""
+        return F.linear(hidden, self.head.weight)
+
+    @torch.inference_mode()
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Run one packed batch; keys and values go to the sequences' cache pages.
+
+        Returns logits [outputs, vocabulary], one row per sequence with ``wants_logits``, in the caller's order.
+        """
+        plans = plan_layers(batch.subnets, batch.query_lens, self.run_wide)
+        attend = PagedAttention(self.config, batch)
+        x = self.model.embed_tokens(batch.token_ids)
+        x = self._run_layers(x, plans, self.rotary.at(batch.positions, x.dtype), attend)
+        hidden = self.model.norm(x[batch.output_rows])
+        return self.linear.rows(hidden, [(self.head, 0, self.config.vocab_size)])[0]
+
+    def forward_dense(
+        self, token_ids_BT: Tensor, subnet: SubNetwork, exit_depths: Sequence[int] = ()
+    ) -> list[Tensor]:
+        """Differentiable run of equally long sequences at one sub-network, without a cache.
+
+        Args:
+            token_ids_BT: int64 [B, T].
+            exit_depths: ascending depths below ``subnet.depth`` whose hidden states are wanted as well.
+
+        Returns the final-normed hidden states [B, T, D] at each exit depth and, last, at the sub-network's own.
+        """
+        batch, length = token_ids_BT.shape
+        plans = plan_layers([subnet], [batch * length])
+        positions = torch.arange(length).repeat(batch)
+        x = self.model.embed_tokens(token_ids_BT.reshape(-1))
+        rotary = self.rotary.at(positions, x.dtype)
+        attend = DenseAttention(self.config, batch)
+        states, done = [], 0
+        for depth in (*exit_depths, len(plans)):
+            x = self._run_layers(x, plans[done:depth], rotary, attend, first=done)
+            states.append(self.model.norm(x).view(batch, length, -1))
+            done = depth
+        return states
+
+    def _run_layers(
+        self, x_TD: Tensor, plans: Sequence[LayerPlan], rotary: tuple[Tensor, Tensor], attend: Attend, first: int = 0
+    ) -> Tensor:
+        for index, plan in enumerate(plans, first):
+            layer = self.model.layers[index]
+            x_TD = layer.self_attn(x_TD, layer.input_layernorm, plan.attention, rotary, attend, self.linear)
+            x_TD = layer.mlp(x_TD, layer.post_attention_layernorm, plan.ffn, self.linear)
+        return x_TD
+
+
+class _Body(nn.Module):
+    """Everything below the head, under Hugging Face's prefix ``model.``."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_eps)

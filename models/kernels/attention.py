@@ -1,0 +1,206 @@
+"""Attention of a packed batch over paged keys and values, in plain torch.
+
+Queries are ragged (``cu_seqlens``), keys and values lie in pages. Where the pages of a sequence follow each other in
+the pool (the allocator sees to it), its keys are read in place as one strided view; else they are gathered. Sequences
+that decode one token over short contexts share one padded call, because there a call costs more than the padding.
+The query heads of a key-value head go together, so keys are read once (GQA).
+
+Keys and values are kept in the precision of the cache. On the CPU that is float32 for bfloat16 models too: torch's
+attention reads bfloat16 keys of a single query about ten times slower (``benchmarks/attention.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepwell.models.config import DecoderConfig
+from stepwell.models.kernels.masks import causal_mask, context_mask
+from stepwell.models.layers.staircase import Rows, Span
+from stepwell.models.packed import PackedBatch
+
+SHARED_CALL_BYTES = 256 * 1024
+"""Keys of one sequence, layer and step below which decoding sequences share a padded call."""
+
+
+class DenseAttention:
+    """Causal attention of equally long sequences, without a cache (training, evaluation)."""
+
+    def __init__(self, config: DecoderConfig, num_sequences: int) -> None:
+        self.config, self.num_sequences = config, num_sequences
+
+    def __call__(self, layer: int, span: Span, q_RHd: Tensor, k_RGd: Tensor, v_RGd: Tensor) -> Tensor:
+        """See :class:`~stepwell.models.layers.blocks.Attend`."""
+        q, k, v = (t.unflatten(0, (self.num_sequences, -1)).transpose(1, 2) for t in (q_RHd, k_RGd, v_RGd))
+        out = _prefill(q, k, v, 0, self.config.window(layer))
+        return out.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+@dataclass
+class _Member:
+    """A sequence within one span: its place in the batch and its rows within the span."""
+
+    index: int
+    first: int
+    stop: int
+    start: int
+    """Position of its first query."""
+
+    @property
+    def context(self) -> int:
+        """Keys it sees with its last query."""
+        return self.start + self.stop - self.first
+
+
+@dataclass
+class _Work:
+    """The sequences of one set of rows, sorted by how their attention runs; the same for every layer they run."""
+
+    rows: Rows
+    members: list[_Member]
+    sequence_R: npt.NDArray[np.int64]
+    block_R: npt.NDArray[np.int64]
+    offset_R: npt.NDArray[np.int64]
+    prefills: list[_Member] = field(default_factory=list)
+    alone: list[_Member] = field(default_factory=list)
+    """Decoding one token over a long context: a call each."""
+    together: list[_Member] = field(default_factory=list)
+    """Decoding one token over a short context: one padded call."""
+
+
+class PagedAttention:
+    """Attention of one packed batch: appends its keys and values to the pages, then attends over all of them."""
+
+    def __init__(self, config: DecoderConfig, batch: PackedBatch) -> None:
+        self.config, self.batch = config, batch
+        self.keys, self.values = batch.cache.keys.flatten(0, 1), batch.cache.values.flatten(0, 1)
+        self.page_tokens = batch.cache.page_tokens
+        self.tables_LSB = _layer_tables(batch, config.num_layers, self.page_tokens)
+        self._works: list[_Work] = []
+
+    def __call__(self, layer: int, span: Span, q_RHd: Tensor, k_RGd: Tensor, v_RGd: Tensor) -> Tensor:
+        """See :class:`~stepwell.models.layers.blocks.Attend`."""
+        work = self._work(span.rows)
+        self._append(layer, span, work, k_RGd, v_RGd)
+        out = torch.empty_like(q_RHd)
+        for member in work.prefills:
+            rows = slice(member.first, member.stop)
+            fresh = (k_RGd[rows], v_RGd[rows]) if member.start == 0 else self._read(layer, span, member, 0)
+            q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (q_RHd[rows].to(fresh[0].dtype), *fresh))
+            out[rows] = _prefill(q, k, v, member.start, self.config.window(layer))[0].transpose(0, 1)
+        for member in work.alone:
+            self._decode_alone(layer, span, member, q_RHd, out)
+        if work.together:
+            self._decode_together(layer, span, work.together, q_RHd, out)
+        return out.flatten(1)
+
+    def _work(self, rows: Rows) -> _Work:
+        for work in self._works:
+            if work.rows is rows or (isinstance(rows, int) and work.rows == rows):
+                return work
+        work = self._sort_out(rows)
+        self._works.append(work)
+        return work
+
+    def _sort_out(self, rows: Rows) -> _Work:
+        members = list(_members(self.batch, rows))
+        lengths = [m.stop - m.first for m in members]
+        positions = np.concatenate([np.arange(m.start, m.context) for m in members])
+        sequence = np.repeat([m.index for m in members], lengths)
+        work = _Work(rows, members, sequence, positions // self.page_tokens, positions % self.page_tokens)
+        token_bytes = self.keys[0].numel() * self.keys.element_size()
+        for member, length in zip(members, lengths, strict=True):
+            if length > 1:
+                work.prefills.append(member)
+            elif member.context * token_bytes < SHARED_CALL_BYTES:
+                work.together.append(member)
+            else:
+                work.alone.append(member)
+        return work
+
+    def _append(self, layer: int, span: Span, work: _Work, k_RGd: Tensor, v_RGd: Tensor) -> None:
+        pages = self.tables_LSB[layer, work.sequence_R, work.block_R]
+        slots = torch.from_numpy(pages * self.page_tokens + work.offset_R)
+        self.keys[:, span.start : span.stop].index_copy_(0, slots, k_RGd.to(self.keys.dtype))
+        self.values[:, span.start : span.stop].index_copy_(0, slots, v_RGd.to(self.keys.dtype))
+
+    def _read(self, layer: int, span: Span, member: _Member, low: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [context - low, groups, d] of positions ``low..context``."""
+        pages = self.batch.sequences[member.index].pages
+        first = pages.contiguous_start(pages.row_of(layer))
+        groups = slice(span.start, span.stop)
+        if first >= 0:
+            where = slice(first * self.page_tokens + low, first * self.page_tokens + member.context)
+            return self.keys[where, groups], self.values[where, groups]
+        num_blocks = -(-member.context // self.page_tokens)
+        ids = torch.from_numpy(self.tables_LSB[layer, member.index, :num_blocks])
+        cache, window = self.batch.cache, slice(low, member.context)
+        keys, values = (pool.index_select(0, ids).flatten(0, 1) for pool in (cache.keys, cache.values))
+        return keys[window, groups], values[window, groups]
+
+    def _decode_alone(self, layer: int, span: Span, member: _Member, q_RHd: Tensor, out_RHd: Tensor) -> None:
+        window = self.config.window(layer)
+        low = max(0, member.context - window) if window else 0
+        k, v = (t.transpose(0, 1).unsqueeze(0) for t in self._read(layer, span, member, low))
+        q = q_RHd[member.first].to(k.dtype).view(1, -1, self.config.group_heads, self.config.head_dim)
+        out_RHd[member.first] = F.scaled_dot_product_attention(q, k, v).view(out_RHd.shape[1:])
+
+    def _decode_together(
+        self, layer: int, span: Span, members: Sequence[_Member], q_RHd: Tensor, out_RHd: Tensor
+    ) -> None:
+        contexts = [m.context for m in members]
+        num_blocks = -(-max(contexts) // self.page_tokens)
+        ids = torch.from_numpy(self.tables_LSB[layer, [m.index for m in members], :num_blocks].reshape(-1))
+        groups, cache = slice(span.start, span.stop), self.batch.cache
+        k, v = (
+            pool.index_select(0, ids).view(len(members), num_blocks * self.page_tokens, *pool.shape[2:])[:, :, groups]
+            for pool in (cache.keys, cache.values)
+        )
+        rows = torch.tensor([m.first for m in members])
+        q = q_RHd[rows].to(k.dtype).view(len(members), -1, self.config.group_heads, self.config.head_dim)
+        mask = context_mask(tuple(contexts), k.shape[1], self.config.window(layer), q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        out_RHd[rows] = mixed.reshape(len(members), *out_RHd.shape[1:]).to(out_RHd.dtype)
+
+
+def _layer_tables(batch: PackedBatch, num_layers: int, page_tokens: int) -> npt.NDArray[np.int64]:
+    """Page ids by layer, sequence and block: [num_layers, sequences, blocks].
+
+    Past a sequence's end its own first page is repeated, so that what a masked position reads is its own.
+    """
+    blocks = [-(-(s.start + len(s.token_ids)) // page_tokens) for s in batch.sequences]
+    tables = np.zeros((num_layers, len(blocks), max(blocks)), dtype=np.int64)
+    for index, (sequence, num_blocks) in enumerate(zip(batch.sequences, blocks, strict=True)):
+        table, layers = sequence.pages.table, sequence.subnet.kv_layers
+        where: slice | list[int] = slice(len(layers)) if layers == tuple(range(len(layers))) else list(layers)
+        tables[where, index, :num_blocks] = table[:, :num_blocks]
+        tables[where, index, num_blocks:] = table[:, :1]
+    return tables
+
+
+def _members(batch: PackedBatch, rows: Rows) -> Iterator[_Member]:
+    """The sequences whose rows are in ``rows``, with their place there. A sequence is in whole or not at all."""
+    chosen = None if isinstance(rows, int) else set(rows.tolist())
+    first = 0
+    for index, sequence in enumerate(batch.sequences):
+        row = batch.cu_seqlens[index]
+        if (row < rows) if chosen is None else (row in chosen):
+            length = len(sequence.token_ids)
+            yield _Member(index, first, first + length, sequence.start)
+            first += length
+
+
+def _prefill(q_BHQd: Tensor, k_BGKd: Tensor, v_BGKd: Tensor, start: int, window: int | None) -> Tensor:
+    """Causal attention of queries at positions ``start..`` over keys at positions ``0..``: [B, H, Q, d]."""
+    gqa = q_BHQd.shape[1] != k_BGKd.shape[1]
+    num_queries, num_keys = q_BHQd.shape[2], k_BGKd.shape[2]
+    if start == 0 and (window is None or num_keys <= window):
+        return F.scaled_dot_product_attention(q_BHQd, k_BGKd, v_BGKd, is_causal=True, enable_gqa=gqa)
+    mask = causal_mask(num_queries, start, window, q_BHQd.dtype)
+    return F.scaled_dot_product_attention(q_BHQd, k_BGKd, v_BGKd, attn_mask=mask, enable_gqa=gqa)

@@ -1,0 +1,175 @@
+"""Open a model by directory, shipped name or hub id: configuration, weights, tokenizer and ladders, all checked.
+
+Weights are read from safetensors only. A checkpoint in a pickle format is refused: unpickling runs code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from stepwell.models.config import DecoderConfig
+from stepwell.models.decoder import Decoder
+from stepwell.models.ladder import LADDER_FILE, LadderSet, full_size_only, load_ladders
+from stepwell.models.tokenizer import Tokenizer
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_HUB_FILES = ["*.json", "*.safetensors"]
+
+
+class ModelLoadError(ValueError):
+    """A model that cannot be opened. The message names the file, the field and the remedy."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run."""
+
+    name: str
+    path: Path
+    config: DecoderConfig
+    decoder: Decoder
+    tokenizer: Tokenizer | None
+    """None if the checkpoint has no ``tokenizer.json``: then it takes and gives token ids only."""
+    ladders: LadderSet
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    folder = Path(str(resources.files("stepwell.models"))) / "shipped"
+    return sorted(path.parent.name for path in folder.glob("*/config.json"))
+
+
+def open_model(spec: str, dtype: torch.dtype | None = None) -> LoadedModel:
+    """Open a model.
+
+    Args:
+        spec: a directory in Hugging Face layout, a shipped name (:func:`shipped_models`) or a hub id (``owner/name``).
+        dtype: precision to run in; None = the one ``config.json`` states.
+
+    Raises ModelLoadError naming the file, the field, the value and the remedy.
+    """
+    directory = _locate(spec)
+    try:
+        config = DecoderConfig.from_directory(directory)
+        tokenizer_file = directory / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(tokenizer_file) if tokenizer_file.is_file() else None
+        ladder_file = directory / LADDER_FILE
+        architecture = config.architecture
+        ladders = load_ladders(ladder_file, architecture) if ladder_file.is_file() else full_size_only(architecture)
+    except ModelLoadError:
+        raise
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from error
+    decoder = _load_decoder(directory, config, dtype or config.dtype)
+    return LoadedModel(Path(spec).name, directory, config, decoder, tokenizer, ladders)
+
+
+def save_checkpoint(directory: Path, decoder: Decoder, document: Mapping[str, Any]) -> None:
+    """Write ``config.json`` (``document``, in Hugging Face's terms) and ``model.safetensors``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    tensors = {name: tensor.detach().contiguous() for name, tensor in decoder.state_dict().items()}
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _locate(spec: str) -> Path:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelLoadError(f"model: {spec!r} is a file; give the directory that holds config.json and the weights")
+    if spec in shipped_models():
+        return Path(str(resources.files("stepwell.models"))) / "shipped" / spec
+    if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
+        return _download(spec)
+    raise ModelLoadError(
+        f"model: {spec!r} is neither a directory, nor a shipped model ({', '.join(shipped_models())}), nor a hub id "
+        "(owner/name)"
+    )
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelLoadError(f"model: {hub_id!r} cannot be fetched from the hub ({error}); check name and network") from error
+
+
+def _load_decoder(directory: Path, config: DecoderConfig, dtype: torch.dtype) -> Decoder:
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    decoder.to_empty(device="cpu").to(dtype)
+    wanted = decoder.state_dict()
+    missing = set(wanted)
+    for file, name, tensor in _tensors(directory):
+        if name not in wanted:
+            _check_ignorable(file, name, config)
+            continue
+        if tensor.shape != wanted[name].shape:
+            raise ModelLoadError(
+                f"{file}: {name} has shape {list(tensor.shape)}, config.json implies {list(wanted[name].shape)}; "
+                "weights and configuration are not of the same model"
+            )
+        wanted[name].copy_(tensor)
+        missing.discard(name)
+    if missing:
+        raise ModelLoadError(f"{directory}: {len(missing)} tensors are missing, the first is {min(missing)}")
+    decoder.rebuild_tables()
+    return decoder.requires_grad_(False).eval()
+
+
+def _check_ignorable(file: Path, name: str, config: DecoderConfig) -> None:
+    # Older checkpoints store the rotary frequencies, and tied ones may store the head a second time.
+    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tied_embeddings):
+        return
+    raise ModelLoadError(f"{file}: unexpected tensor {name}; config.json (model_type {config.model_type}) has no such part")
+
+
+def _tensors(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
+    for file in _weight_files(directory):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    yield file, name, tensors.get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            if isinstance(error, ModelLoadError):
+                raise
+            raise ModelLoadError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return _shards(index)
+    if pickles := sorted(p.name for p in directory.iterdir() if p.suffix in PICKLE_SUFFIXES):
+        raise ModelLoadError(
+            f"{directory}: {pickles[0]} is a pickle, which can run code when read; convert the checkpoint to "
+            f"safetensors ({WEIGHTS_FILE})"
+        )
+    raise ModelLoadError(f"{directory}: no {WEIGHTS_FILE} and no {INDEX_FILE}; add the weights")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelLoadError(f"{index}: no valid 'weight_map' ({error}); fetch the file again") from error
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise ModelLoadError(f"{index}: weight_map names {name!r}, which is not a file beside it; fetch all shards")
+    return [index.parent / name for name in names]

@@ -1,0 +1,83 @@
+"""From measured bits per byte to ``ladder.json``: which levels are offered, with which quality."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from stepwell.models.ladder import LADDER_FORMAT, Architecture
+from stepwell.models.training.evaluate import Grid
+
+Point = tuple[int, int]
+"""Depth and FFN width."""
+
+
+def ladder_document(grid: Grid, architecture: Architecture, layer_parameters: tuple[int, int], data: str) -> Any:
+    """The content of ``ladder.json``.
+
+    Args:
+        grid: bits per byte of every depth at every width.
+        architecture: the full model's dimensions.
+        layer_parameters: parameters of one layer's attention, and of one of its FFN channels.
+        data: what the grid was measured on, in words.
+    """
+    depth, width = architecture.num_layers, architecture.ffn_channels
+    depths, widths = range(1, depth + 1), sorted({width for _, width in grid})
+    chain = best_chain(grid, *layer_parameters)
+    ladders = {
+        "default": _ladder("approximate", chain, grid),
+        "depth": _ladder("exact", [(n, width) for n in depths], grid),
+        "width": _ladder("approximate", [(depth, w) for w in widths], grid),
+    }
+    for w in widths[:-1]:
+        ladders[f"depth-w{w}"] = _ladder("exact", [(n, w) for n in depths], grid)
+    metric = {"name": "bits_per_byte", "better": "lower", "data": data}
+    return {"format": LADDER_FORMAT, "quality_metric": metric, "default": "default", "ladders": ladders}
+
+
+def quality(grid: Grid, point: Point) -> float:
+    """Bits per byte of the full model over those of the level, at most 1."""
+    return min(1.0, grid[max(grid)] / grid[point])
+
+
+def best_chain(grid: Grid, attention_parameters: int, channel_parameters: int) -> list[Point]:
+    """The nested chain, from the smallest sub-network to the full one, that wastes least quality at any budget.
+
+    A budget of parameters between two levels is served by the lower one, so a chain is a falling staircase of bits
+    per byte over parameters. The one with the smallest area below it wins; a level that is no better than a smaller
+    one is left out.
+    """
+
+    def parameters(point: Point) -> int:
+        return point[0] * (attention_parameters + point[1] * channel_parameters)
+
+    @lru_cache(maxsize=None)
+    def best_from(point: Point) -> tuple[float, tuple[Point, ...]]:
+        """Area and levels of the best chain from this level to the full model."""
+        if point == max(grid):
+            return 0.0, (point,)
+        options = []
+        for larger in _larger(grid, point):
+            area, chain = best_from(larger)
+            step = grid[point] * (parameters(larger) - parameters(point))
+            options.append((area + step, (point, *chain)))
+        return min(options)
+
+    return list(best_from(min(grid))[1])
+
+
+def _larger(grid: Grid, point: Point) -> Iterable[Point]:
+    """Points that contain this one and are better, or are the full model."""
+    for other in grid:
+        contains = other != point and other[0] >= point[0] and other[1] >= point[1]
+        if contains and (grid[other] < grid[point] or other == max(grid)):
+            yield other
+
+
+def _ladder(kv: str, points: Sequence[Point], grid: Grid) -> dict[str, Any]:
+    levels = [
+        {"layers": d, "ffn": w, "quality": round(quality(grid, (d, w)), 4), "metric": round(grid[d, w], 4)}
+        for d, w in points
+    ]
+    return {"kv": kv, "levels": levels}

@@ -1,0 +1,32 @@
+"""The one interface of scheduling policies: a pure function of (now, state, cost model)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from stepwell.schedulers.plan import Capacity, CostModel, Limits, StepPlan
+from stepwell.schedulers.request import Request
+
+
+class Policy(ABC):
+    """Decides one step. Holds configuration only; all state comes in as arguments."""
+
+    name: str
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+
+    @abstractmethod
+    def plan(
+        self,
+        now: float,
+        waiting: Sequence[Request],
+        running: Sequence[Request],
+        capacity: Capacity,
+        cost_model: CostModel | None,
+    ) -> StepPlan:
+        """Decide the next step.
+
+        ``waiting`` is in order of arrival; ``running`` holds cache pages. Both are read, never changed.
+        """

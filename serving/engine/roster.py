@@ -1,0 +1,89 @@
+"""Who waits and who runs."""
+
+from __future__ import annotations
+
+import math
+
+from stepwell.schedulers.expiry import expires_s
+from stepwell.schedulers.request import OperatingPoint, Request
+from stepwell.serving.engine.generation import Generation
+from stepwell.serving.engine.pages import PageKeeper
+
+
+class Roster:
+    """All requests that are not over, in two groups: waiting ones (in order of arrival) and those that hold pages."""
+
+    def __init__(self, keeper: PageKeeper) -> None:
+        self._keeper = keeper
+        self._waiting: dict[str, Generation] = {}
+        self._running: dict[str, Generation] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> list[Request]:
+        """In order of arrival."""
+        return [generation.request for generation in self._waiting.values()]
+
+    @property
+    def running(self) -> list[Request]:
+        return [generation.request for generation in self._running.values()]
+
+    @property
+    def members(self) -> list[Generation]:
+        """Everyone."""
+        return [*self._running.values(), *self._waiting.values()]
+
+    @property
+    def holders(self) -> list[Generation]:
+        """Those that hold pages."""
+        return list(self._running.values())
+
+    def find(self, request_id: str) -> Generation | None:
+        """None if it is over."""
+        return self._running.get(request_id) or self._waiting.get(request_id)
+
+    def add(self, generation: Generation) -> None:
+        """A newcomer waits."""
+        self._waiting[generation.request_id] = generation
+
+    def start(self, generation: Generation, point: OperatingPoint, now: float) -> bool:
+        """WAITING -> RUNNING with pages for all its known tokens; False, and nothing changed, if there are too few."""
+        pages = self._keeper.admit(generation, point)
+        if pages is None:
+            return False
+        generation.start(point, pages, now)
+        self._running[generation.request_id] = self._waiting.pop(generation.request_id)
+        return True
+
+    def put_back(self, generation: Generation, now: float) -> None:
+        """RUNNING -> WAITING: its pages are free again, its place in the queue is that of its arrival."""
+        self._keeper.release(generation)
+        generation.put_back(now)
+        self._waiting[generation.request_id] = self._running.pop(generation.request_id)
+        self._waiting = dict(sorted(self._waiting.items(), key=lambda item: item[1].request.arrival_s))
+
+    def remove(self, generation: Generation) -> None:
+        """It is over; its pages are free again."""
+        self._running.pop(generation.request_id, None)
+        self._waiting.pop(generation.request_id, None)
+        self._keeper.release(generation)
+
+    def next_expiry_s(self) -> float:
+        """Absolute time at which the next of them is to be dropped; ``inf`` if none ever is."""
+        return min((expires_s(generation.request) for generation in self.members), default=math.inf)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if pages are held by a request that does not run, or not held by one that does."""
+        assert all(generation.pages is not None for generation in self._running.values()), "running without pages"
+        assert all(generation.pages is None for generation in self._waiting.values()), "waiting with pages"
+        self._keeper.check_integrity(anybody_runs=bool(self._running))

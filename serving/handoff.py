@@ -1,0 +1,110 @@
+"""From the engine's thread to the event loop, with one wake-up per engine step rather than one per token.
+
+Tokens of a step are kept until the step is committed and then cross to the loop together; the end of a request crosses
+at once, together with its last tokens, so a consumer always sees the last token and the end as one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from stepwell.serving.engine.events import FinishEvent, TokenEvent
+
+Event = TokenEvent | FinishEvent
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive output of one request: what came since the previous chunk."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...] | None
+    """One for each token, if asked for."""
+    finish: FinishEvent | None
+    """Set on the last chunk only."""
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Chunk:
+        """Merge events of one request, in order."""
+        tokens = [event for event in events if isinstance(event, TokenEvent)]
+        finish = next((event for event in events if isinstance(event, FinishEvent)), None)
+        logprobs = None
+        if any(token.logprobs is not None for token in tokens):
+            logprobs = tuple(value for token in tokens for value in token.logprobs or ())
+        ids = tuple(token_id for token in tokens for token_id in token.token_ids)
+        return cls(ids, "".join(token.text for token in tokens), logprobs, finish)
+
+
+class Mailbox:
+    """The events of one request: written on the engine thread, read by one coroutine."""
+
+    def __init__(self, hub: Hub, *, whole: bool) -> None:
+        """``whole``: deliver everything at the end, in one piece."""
+        self._hub = hub
+        self._whole = whole
+        self._pending: list[Event] = []  # engine thread only
+        self._ready: list[Event] = []  # event loop only
+        self._waiter: asyncio.Future[None] | None = None
+
+    def sink(self, event: Event) -> None:
+        """Engine thread: take an event; never blocks."""
+        self._pending.append(event)
+        if isinstance(event, FinishEvent):
+            self._hub.publish_now(self)
+        elif not self._whole:
+            self._hub.publish_with_step(self)
+
+    def take(self) -> list[Event]:
+        """Engine thread: what has not crossed yet."""
+        events, self._pending = self._pending, []
+        return events
+
+    def deliver(self, events: list[Event]) -> None:
+        """Event loop: hand over and wake the reader."""
+        self._ready += events
+        if self._ready and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> Chunk:
+        """Wait for output; everything that has arrived comes as one chunk, so a slow reader gets longer chunks."""
+        if not self._ready:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        events, self._ready = self._ready, []
+        return Chunk.of(events)
+
+
+class Hub:
+    """Carries the events of one engine to one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._dirty: dict[Mailbox, None] = {}  # engine thread only; an ordered set
+
+    def publish_with_step(self, mailbox: Mailbox) -> None:
+        self._dirty[mailbox] = None
+
+    def publish_now(self, mailbox: Mailbox) -> None:
+        self._dirty.pop(mailbox, None)
+        self._cross([mailbox])
+
+    def step_committed(self) -> None:
+        """Engine thread: everything of the step has been written to the mailboxes."""
+        if self._dirty:
+            mailboxes, self._dirty = list(self._dirty), {}
+            self._cross(mailboxes)
+
+    def _cross(self, mailboxes: list[Mailbox]) -> None:
+        deliveries = [(mailbox, mailbox.take()) for mailbox in mailboxes]
+        try:
+            self._loop.call_soon_threadsafe(_deliver, deliveries)
+        except RuntimeError:  # the loop is closed: nobody reads any more
+            return
+
+
+def _deliver(deliveries: list[tuple[Mailbox, list[Event]]]) -> None:
+    for mailbox, events in deliveries:
+        mailbox.deliver(events)
