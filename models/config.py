@@ -7,6 +7,7 @@ file of its own.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +20,20 @@ from stepwell.models.ladder import Architecture
 
 DECODER_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float32}
-_ROPE_TYPES = ("default", "linear", "llama3")
+_ROPE_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_LARGEST_SIZE = 2**24
+"""No model has so many of anything; a corrupted file may, and would ask for terabytes."""
+_BRAND_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072},
+    "qwen2": {"max_position_embeddings": 32_768},
+    "qwen3": {"head_dim": 128, "max_position_embeddings": 32_768},
+}
+"""What transformers takes for a field that is not in the file, where that is not the same for all."""
 
 
 class ConfigError(ValueError):
@@ -78,6 +92,7 @@ class DecoderConfig:
         model_type = document.get("model_type")
         if model_type not in DECODER_TYPES:
             raise ConfigError(f"model_type: {model_type!r} is not supported; use one of {', '.join(DECODER_TYPES)}")
+        document = {**_BRAND_DEFAULTS[model_type], **document}
         if (activation := document.get("hidden_act", "silu")) not in ("silu", "swish"):
             raise ConfigError(f"hidden_act: {activation!r} is not supported; this decoder runs SwiGLU ('silu')")
         hidden, heads = _size(document, "hidden_size"), _size(document, "num_attention_heads")
@@ -89,7 +104,7 @@ class DecoderConfig:
             raise ConfigError(f"head_dim: rotary embedding needs an even number, got {head_dim}")
         layers = _size(document, "num_hidden_layers")
         theta, scaling = _rope(document)
-        attention_bias = bool(document.get("attention_bias", False))
+        attention_bias = _flag(document, "attention_bias")
         return cls(
             vocab_size=_size(document, "vocab_size"),
             hidden_size=hidden,
@@ -99,17 +114,17 @@ class DecoderConfig:
             head_dim=head_dim,
             ffn_channels=_size(document, "intermediate_size"),
             max_positions=_size(document, "max_position_embeddings", 2048),
-            rms_eps=float(document.get("rms_norm_eps", 1e-6)),
+            rms_eps=_positive("rms_norm_eps", document.get("rms_norm_eps", 1e-6)),
             rope_theta=theta,
             rope_scaling=scaling,
             layer_windows=_windows(document, model_type, layers),
             qkv_bias=attention_bias or model_type == "qwen2",
             o_bias=attention_bias and model_type != "qwen2",
-            mlp_bias=bool(document.get("mlp_bias", False)),
+            mlp_bias=_flag(document, "mlp_bias"),
             qk_norm=model_type == "qwen3",
-            tied_embeddings=bool(document.get("tie_word_embeddings", False)),
-            eos_token_ids=_token_ids(document.get("eos_token_id")),
-            bos_token_id=document.get("bos_token_id"),
+            tied_embeddings=_flag(document, "tie_word_embeddings"),
+            eos_token_ids=_token_ids(document, "eos_token_id"),
+            bos_token_id=next(iter(_token_ids(document, "bos_token_id")), None),
             dtype=_dtype(document.get("dtype") or document.get("torch_dtype") or "float32"),
             model_type=model_type,
         )
@@ -119,8 +134,8 @@ class DecoderConfig:
         """Read ``config.json`` and, for the end-of-text tokens, ``generation_config.json``. Raises ConfigError."""
         document = _read_json(directory / "config.json")
         generation = directory / "generation_config.json"
-        if generation.is_file() and (ids := _token_ids(_read_json(generation).get("eos_token_id"))):
-            document = {**document, "eos_token_id": list(ids)}
+        if generation.is_file() and (ids := _read_json(generation).get("eos_token_id")) is not None:
+            document = {**document, "eos_token_id": ids}
         try:
             return cls.from_hf(document)
         except ConfigError as error:
@@ -130,7 +145,7 @@ class DecoderConfig:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as JSON ({error}); restore the file") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(document).__name__}; restore the file")
@@ -140,39 +155,76 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _size(document: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = document.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{key}: expected a whole number >= 1, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_SIZE:
+        raise ConfigError(f"{key}: expected a whole number in 1..{_LARGEST_SIZE}, got {value!r}")
     return value
+
+
+def _positive(where: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.0 < value < math.inf:
+        raise ConfigError(f"{where}: expected a number > 0, got {value!r}")
+    return float(value)
+
+
+def _flag(document: Mapping[str, Any], key: str) -> bool:
+    value = document.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(f"{key}: expected true or false, got {value!r}")
+    return bool(value)
 
 
 def _rope(document: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
     """Base and scaling, from ``rope_parameters`` (transformers 5) or ``rope_theta`` + ``rope_scaling`` (before)."""
-    scaling = dict(document.get("rope_parameters") or document.get("rope_scaling") or {})
-    theta = float(scaling.get("rope_theta", document.get("rope_theta", 10_000.0)))
-    scaling["rope_type"] = scaling.get("rope_type", scaling.get("type", "default"))
-    if scaling["rope_type"] not in _ROPE_TYPES:
-        raise ConfigError(f"rope_scaling.rope_type: {scaling['rope_type']!r} is not supported; use {_ROPE_TYPES}")
-    if scaling.get("partial_rotary_factor", document.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ConfigError("partial_rotary_factor: only 1.0 is supported")
-    return theta, scaling
+    scaling = document.get("rope_scaling") or document.get("rope_parameters") or {}
+    if not isinstance(scaling, dict) or any(isinstance(value, dict) for value in scaling.values()):
+        raise ConfigError(f"rope_scaling: expected one flat object for all layers, got {scaling!r}")
+    scaling = dict(scaling)
+    kind = scaling["rope_type"] = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in tuple(_ROPE_FIELDS):
+        raise ConfigError(f"rope_scaling.rope_type: {kind!r} is not supported; use one of {', '.join(_ROPE_FIELDS)}")
+    if kind == "llama3":
+        scaling.setdefault("original_max_position_embeddings", document.get("max_position_embeddings", 2048))
+    for name in _ROPE_FIELDS[kind]:
+        _positive(f"rope_scaling.{name} (of rope_type {kind})", scaling.get(name))
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise ConfigError(
+            f"rope_scaling.high_freq_factor: must be above low_freq_factor {scaling['low_freq_factor']}, got "
+            f"{scaling['high_freq_factor']}"
+        )
+    partial = scaling.get("partial_rotary_factor", document.get("partial_rotary_factor"))
+    if partial not in (None, 1.0):
+        raise ConfigError(f"partial_rotary_factor: only 1.0 is supported, got {partial!r}")
+    return _positive("rope_theta", scaling.get("rope_theta", document.get("rope_theta", 10_000.0))), scaling
 
 
 def _windows(document: Mapping[str, Any], model_type: str, layers: int) -> tuple[int | None, ...]:
     window = document.get("sliding_window")
-    if window is None or (model_type.startswith("qwen") and not document.get("use_sliding_window", False)):
+    if window is None or (model_type.startswith("qwen") and not _flag(document, "use_sliding_window")):
         return ()
-    if not isinstance(window, int) or window < 1:
-        raise ConfigError(f"sliding_window: expected a whole number >= 1 or null, got {window!r}")
-    if types := document.get("layer_types"):
-        return tuple(window if kind == "sliding_attention" else None for kind in types)
-    first = int(document.get("max_window_layers", 28)) if model_type.startswith("qwen") else 0
+    window = _size(document, "sliding_window")
+    if (kinds := document.get("layer_types")) is not None:
+        _check_layer_types(kinds, layers)
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    first = document.get("max_window_layers", 28) if model_type.startswith("qwen") else 0
+    if not isinstance(first, int):
+        raise ConfigError(f"max_window_layers: expected a whole number, got {first!r}")
     return tuple(window if layer >= first else None for layer in range(layers))
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(int(item) for item in value) if isinstance(value, list) else (int(value),)
+def _check_layer_types(kinds: Any, layers: int) -> None:
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise ConfigError(f"layer_types: expected a list of {layers} kinds, one a layer, got {kinds!r}")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ConfigError(f"layer_types: {kind!r} is not supported; use full_attention or sliding_attention")
+
+
+def _token_ids(document: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    value = document.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
+        raise ConfigError(f"{key}: expected a token id or a list of them, got {value!r}")
+    return tuple(ids)
 
 
 def _dtype(value: Any) -> torch.dtype:

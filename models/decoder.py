@@ -7,7 +7,7 @@ they differ only in the :class:`~stepwell.models.layers.blocks.Attend` they pass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from stepwell.models.kernels.linear import SliceLinear
 from stepwell.models.ladder import SubNetwork
 from stepwell.models.layers.blocks import Attend, DecoderLayer, RMSNorm
 from stepwell.models.layers.rotary import RotaryTable
+from stepwell.models.layers.split_cost import MeasuredCost
 from stepwell.models.layers.staircase import WideRule
 from stepwell.models.packed import LayerPlan, PackedBatch, plan_layers
 
@@ -46,11 +47,20 @@ class Decoder(nn.Module):
     def head(self) -> nn.Linear | nn.Embedding:
         return self.model.embed_tokens if self.lm_head is None else self.lm_head
 
-    def prepare_serving(self, packed_bytes: int, run_wide: WideRule | None = None) -> Decoder:
-        """Freeze the weights and allow ``packed_bytes`` of packed copies of their slices. Returns self."""
+    def prepare_serving(self, packed_bytes: int, ffn_widths: Collection[int] = ()) -> Decoder:
+        """Freeze the weights, allow ``packed_bytes`` of packed copies of their slices, and measure split costs.
+
+        Args:
+            packed_bytes: memory bound of packed copies; 0 = none.
+            ffn_widths: FFN widths that levels use; with two or more, the cost of products is measured (well under a
+                second), to run narrow and wide rows as one where a split costs more than it saves.
+        """
         self.requires_grad_(False).eval()
         self.linear = SliceLinear(packed_bytes)
-        self.run_wide = run_wide
+        widths = sorted(set(ffn_widths) - {0})
+        if len(widths) > 1:
+            layers = [layer.mlp for layer in self.model.layers]
+            self.run_wide = MeasuredCost.measure(layers, self.linear, (widths[0], widths[-1])).prefers_wide
         return self
 
     def rebuild_tables(self) -> None:

@@ -20,6 +20,7 @@ A level lists only what it leaves out: ``layers`` (first n), ``ffn`` (channels: 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -158,7 +159,7 @@ class LadderSet:
                 f"{sorted(self.ladders)}, or 'max' or 'min'"
             )
         ladder = self.ladders[ladder_name]
-        if not level_text.isdigit() or int(level_text) >= len(ladder.levels):
+        if level_text not in map(str, range(len(ladder.levels))):
             raise LadderError(
                 f"operating_point: ladder {ladder_name!r} has levels 0..{len(ladder.levels) - 1}, got {name!r}"
             )
@@ -183,7 +184,7 @@ def load_ladders(path: Path, architecture: Architecture) -> LadderSet:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LadderError(f"{path}: not readable as JSON ({error}); rewrite or remove the file") from error
     try:
         return parse_ladders(document, architecture)
@@ -242,7 +243,9 @@ def _parse_level(where: str, entry: Any, arch: Architecture) -> Level:
     if not isinstance(quality, (int, float)) or isinstance(quality, bool) or not 0.0 < quality <= 1.0:
         raise LadderError(f"{where}.quality: expected a number in (0, 1], got {quality!r}")
     metric = entry.get("metric")
-    if metric is not None and (not isinstance(metric, (int, float)) or isinstance(metric, bool)):
+    if metric is not None and (
+        not isinstance(metric, (int, float)) or isinstance(metric, bool) or not math.isfinite(metric)
+    ):
         raise LadderError(f"{where}.metric: expected a number, got {metric!r}")
     subnet = SubNetwork(
         tuple(0 if i >= layers or i in no_attention else groups[i] for i in range(arch.num_layers)),

@@ -6,6 +6,7 @@ Weights are read from safetensors only. A checkpoint in a pickle format is refus
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -69,12 +70,10 @@ def open_model(spec: str, dtype: torch.dtype | None = None) -> LoadedModel:
         ladder_file = directory / LADDER_FILE
         architecture = config.architecture
         ladders = load_ladders(ladder_file, architecture) if ladder_file.is_file() else full_size_only(architecture)
-    except ModelLoadError:
-        raise
     except ValueError as error:
         raise ModelLoadError(str(error)) from error
     decoder = _load_decoder(directory, config, dtype or config.dtype)
-    return LoadedModel(Path(spec).name, directory, config, decoder, tokenizer, ladders)
+    return LoadedModel(Path(os.path.abspath(spec)).name, directory, config, decoder, tokenizer, ladders)
 
 
 def save_checkpoint(directory: Path, decoder: Decoder, document: Mapping[str, Any]) -> None:
@@ -111,24 +110,33 @@ def _download(hub_id: str) -> Path:
 def _load_decoder(directory: Path, config: DecoderConfig, dtype: torch.dtype) -> Decoder:
     with torch.device("meta"):
         decoder = Decoder(config)
-    decoder.to_empty(device="cpu").to(dtype)
-    wanted = decoder.state_dict()
-    missing = set(wanted)
+    shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
+    weights: dict[str, torch.Tensor] = {}
     for file, name, tensor in _tensors(directory):
-        if name not in wanted:
+        if name in shapes:
+            _check_tensor(file, name, tensor, shapes[name])
+            # A copy: the file stays mapped otherwise, and cutting it short would kill the process.
+            weights[name] = tensor.to(dtype, copy=True)
+        else:
             _check_ignorable(file, name, config)
-            continue
-        if tensor.shape != wanted[name].shape:
-            raise ModelLoadError(
-                f"{file}: {name} has shape {list(tensor.shape)}, config.json implies {list(wanted[name].shape)}; "
-                "weights and configuration are not of the same model"
-            )
-        wanted[name].copy_(tensor)
-        missing.discard(name)
-    if missing:
-        raise ModelLoadError(f"{directory}: {len(missing)} tensors are missing, the first is {min(missing)}")
+    if missing := shapes.keys() - weights.keys():
+        raise ModelLoadError(
+            f"{directory}: {len(missing)} tensors are missing, the first is {min(missing)}; fetch all files of the "
+            "checkpoint, or correct config.json"
+        )
+    decoder.load_state_dict(weights, assign=True)
     decoder.rebuild_tables()
     return decoder.requires_grad_(False).eval()
+
+
+def _check_tensor(file: Path, name: str, tensor: torch.Tensor, shape: torch.Size) -> None:
+    if tensor.shape != shape:
+        raise ModelLoadError(
+            f"{file}: {name} has shape {list(tensor.shape)}, config.json implies {list(shape)}; weights and "
+            "configuration are not of the same model"
+        )
+    if not tensor.is_floating_point():
+        raise ModelLoadError(f"{file}: {name} is {tensor.dtype}; give weights in a floating point type, not quantised")
 
 
 def _check_ignorable(file: Path, name: str, config: DecoderConfig) -> None:
@@ -145,8 +153,6 @@ def _tensors(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
                 for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                     yield file, name, tensors.get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
-            if isinstance(error, ModelLoadError):
-                raise
             raise ModelLoadError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
 
 
@@ -167,9 +173,9 @@ def _weight_files(directory: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelLoadError(f"{index}: no valid 'weight_map' ({error}); fetch the file again") from error
     for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
+        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
             raise ModelLoadError(f"{index}: weight_map names {name!r}, which is not a file beside it; fetch all shards")
     return [index.parent / name for name in names]

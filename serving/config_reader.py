@@ -107,7 +107,7 @@ def _scalar(path: str, value: Any, kind: type, rules: Mapping[str, Any]) -> Any:
     return value
 
 
-def _in_range(value: float, rules: Mapping[str, Any]) -> bool:
+def _in_range(value: Any, rules: Mapping[str, Any]) -> bool:
     if not math.isfinite(value):
         return False
     return bool(rules["low"] < value if rules["exclusive"] else rules["low"] <= value) and bool(value <= rules["high"])

@@ -40,7 +40,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, b"not found; try /metrics, /healthz or /readyz\n")
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 (the name http.server calls)
 
     def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
@@ -50,16 +50,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        logger.debug("http %s " + format, self.client_address[0], *args)
+    def log_message(self, template: str, *args: Any) -> None:
+        logger.debug("http %s " + template, self.client_address[0], *args)
 
 
 class HttpServer:
     """The HTTP port, served by its own threads."""
 
-    def __init__(
-        self, host: str, port: int, registry: CollectorRegistry, not_ready_because: Callable[[], str]
-    ) -> None:
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, not_ready_because: Callable[[], str]) -> None:
         """``not_ready_because`` returns why the server takes no requests now, or an empty text. Port 0 = any free.
 
         Raises OSError if the port cannot be had.
@@ -67,7 +65,9 @@ class HttpServer:
         self._server = _Inner((host, port), _Handler)
         self._server.registry = registry
         self._server.not_ready_because = not_ready_because
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="stepwell-http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="stepwell-http", daemon=True
+        )
 
     @property
     def port(self) -> int:

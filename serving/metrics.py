@@ -8,7 +8,8 @@ configured SLO threshold, so that the share of requests within a threshold is ex
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -42,11 +43,16 @@ class LabelFold:
 
 
 class GaugeSource(Protocol):
-    """What the gauges of one model read; implemented by the engine's views."""
+    """What the gauges of one model read; an :class:`~stepwell.serving.engine.engine.Engine` is one."""
 
+    @property
     def num_waiting(self) -> int: ...
+
+    @property
     def num_running(self) -> int: ...
-    def kv_usage_ratio(self) -> float: ...
+
+    @property
+    def cache_usage_ratio(self) -> float: ...
 
 
 def buckets_with(thresholds_ms: Iterable[float | None]) -> tuple[float, ...]:
@@ -93,13 +99,11 @@ class Metrics:
             "step_prediction_ratio", "Actual over predicted duration of a step.", ("model", "kind"), _RATIOS
         )
         self._gauges = {
-            "num_waiting": Gauge(
-                "stepwell_requests_waiting", "Requests waiting.", ("model",), registry=self.registry
-            ),
+            "num_waiting": Gauge("stepwell_requests_waiting", "Requests waiting.", ("model",), registry=self.registry),
             "num_running": Gauge(
                 "stepwell_requests_running", "Requests holding cache pages.", ("model",), registry=self.registry
             ),
-            "kv_usage_ratio": Gauge(
+            "cache_usage_ratio": Gauge(
                 "stepwell_kv_cache_usage_ratio", "Cache pages in use, 0 to 1.", ("model",), registry=self.registry
             ),
         }
@@ -111,8 +115,7 @@ class Metrics:
     def watch(self, model: str, source: GaugeSource) -> None:
         """Read ``model``'s gauges from ``source`` at every scrape."""
         for name, gauge in self._gauges.items():
-            read: Callable[[], float] = getattr(source, name)
-            gauge.labels(model).set_function(read)
+            gauge.labels(model).set_function(partial(getattr, source, name))
 
     def unwatch(self, model: str) -> None:
         """``model`` is no longer loaded: its gauges disappear, its counters stay."""

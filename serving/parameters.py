@@ -43,13 +43,12 @@ def check_keys(parameters: Parameters) -> None:
 
 def number(key: str, value: ParameterValue, remedy: str) -> float:
     """A finite number. ``remedy`` ends the error message."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    is_numeral = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+    if isinstance(value, bool) or not (is_numeral or isinstance(value, (int, float))):
         raise invalid(key, "must be a number", value, remedy)
-    if not math.isfinite(value):
+    if not math.isfinite(parsed := float(value)):
         raise invalid(key, "must be finite", value, remedy)
-    return float(value)
+    return parsed
 
 
 def whole(key: str, value: ParameterValue, low: int, remedy: str) -> int:

@@ -142,8 +142,8 @@ def _of_class(classes: Mapping[str, SLOClass], name: str | None) -> _Wishes:
     if name is None:
         return _Wishes()
     chosen = classes[name]
-    times = [None if ms is None else ms / 1000.0 for ms in (chosen.deadline_ms, chosen.ttft_ms, chosen.tpot_ms)]
-    return _Wishes(*times, chosen.min_quality)
+    seconds = [None if ms is None else ms / 1000.0 for ms in (chosen.deadline_ms, chosen.ttft_ms, chosen.tpot_ms)]
+    return _Wishes(seconds[0], seconds[1], seconds[2], chosen.min_quality)
 
 
 def _first(layers: list[_Wishes], name: str, otherwise: float) -> float:

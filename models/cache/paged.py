@@ -53,11 +53,12 @@ class PagedKVCache:
         self.num_layers = num_layers
         self.page_tokens = page_tokens
         self.keys: Tensor | None = None
-        """[num_pages, page_tokens, num_kv_heads, head_dim]"""
+        """[num_kv_heads, num_pages, page_tokens, head_dim]: the keys of a head and sequence are one stream in memory
+        when its pages are consecutive, which reads twice as fast as token by token."""
         self.values: Tensor | None = None
         if with_storage:
             # Zeros, not garbage: a masked read of an unwritten slot must not meet a NaN.
-            shape = (num_pages, page_tokens, num_kv_heads, head_dim)
+            shape = (num_kv_heads, num_pages, page_tokens, head_dim)
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._ledger = PageLedger(num_pages)
@@ -222,7 +223,7 @@ class PagedKVCache:
         new = self._allocate(seq, np.full(len(rows), -1, np.int32), 1)[:, 0]
         for storage in (self.keys, self.values):
             if storage is not None:
-                storage[torch.from_numpy(new)] = storage[torch.from_numpy(old)]
+                storage[:, torch.from_numpy(new)] = storage[:, torch.from_numpy(old)]
         seq.replace(rows, block, new)
         self._ledger.release(old[:, None])
 

@@ -79,7 +79,10 @@ class PagedAttention:
 
     def __init__(self, config: DecoderConfig, batch: PackedBatch) -> None:
         self.config, self.batch = config, batch
-        self.keys, self.values = batch.cache.keys.flatten(0, 1), batch.cache.values.flatten(0, 1)
+        keys, values = batch.cache.keys, batch.cache.values
+        assert keys is not None and values is not None, "a cache without storage has nothing to attend to"
+        self.pools = (keys, values)
+        self.streams = (keys.flatten(1, 2), values.flatten(1, 2))
         self.page_tokens = batch.cache.page_tokens
         self.tables_LSB = _layer_tables(batch, config.num_layers, self.page_tokens)
         self._works: list[_Work] = []
@@ -91,8 +94,9 @@ class PagedAttention:
         out = torch.empty_like(q_RHd)
         for member in work.prefills:
             rows = slice(member.first, member.stop)
-            fresh = (k_RGd[rows], v_RGd[rows]) if member.start == 0 else self._read(layer, span, member, 0)
-            q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (q_RHd[rows].to(fresh[0].dtype), *fresh))
+            fresh = (k_RGd[rows].transpose(0, 1), v_RGd[rows].transpose(0, 1))
+            k, v = (t.unsqueeze(0) for t in (fresh if member.start == 0 else self._read(layer, span, member, 0)))
+            q = q_RHd[rows].to(k.dtype).transpose(0, 1).unsqueeze(0)
             out[rows] = _prefill(q, k, v, member.start, self.config.window(layer))[0].transpose(0, 1)
         for member in work.alone:
             self._decode_alone(layer, span, member, q_RHd, out)
@@ -102,7 +106,7 @@ class PagedAttention:
 
     def _work(self, rows: Rows) -> _Work:
         for work in self._works:
-            if work.rows is rows or (isinstance(rows, int) and work.rows == rows):
+            if work.rows is rows or (isinstance(rows, int) and isinstance(work.rows, int) and work.rows == rows):
                 return work
         work = self._sort_out(rows)
         self._works.append(work)
@@ -114,7 +118,7 @@ class PagedAttention:
         positions = np.concatenate([np.arange(m.start, m.context) for m in members])
         sequence = np.repeat([m.index for m in members], lengths)
         work = _Work(rows, members, sequence, positions // self.page_tokens, positions % self.page_tokens)
-        token_bytes = self.keys[0].numel() * self.keys.element_size()
+        token_bytes = self.pools[0][:, 0, 0].numel() * self.pools[0].element_size()
         for member, length in zip(members, lengths, strict=True):
             if length > 1:
                 work.prefills.append(member)
@@ -127,27 +131,26 @@ class PagedAttention:
     def _append(self, layer: int, span: Span, work: _Work, k_RGd: Tensor, v_RGd: Tensor) -> None:
         pages = self.tables_LSB[layer, work.sequence_R, work.block_R]
         slots = torch.from_numpy(pages * self.page_tokens + work.offset_R)
-        self.keys[:, span.start : span.stop].index_copy_(0, slots, k_RGd.to(self.keys.dtype))
-        self.values[:, span.start : span.stop].index_copy_(0, slots, v_RGd.to(self.keys.dtype))
+        for stream, fresh_RGd in zip(self.streams, (k_RGd, v_RGd), strict=True):
+            stream[span.start : span.stop].index_copy_(1, slots, fresh_RGd.transpose(0, 1).to(stream.dtype))
 
     def _read(self, layer: int, span: Span, member: _Member, low: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [context - low, groups, d] of positions ``low..context``."""
+        """Keys and values [groups, context - low, d] of positions ``low..context``."""
         pages = self.batch.sequences[member.index].pages
-        first = pages.contiguous_start(pages.row_of(layer))
+        first = pages.contiguous_start(pages.row_of(layer)) * self.page_tokens
         groups = slice(span.start, span.stop)
         if first >= 0:
-            where = slice(first * self.page_tokens + low, first * self.page_tokens + member.context)
-            return self.keys[where, groups], self.values[where, groups]
+            where = slice(first + low, first + member.context)
+            return self.streams[0][groups, where], self.streams[1][groups, where]
         num_blocks = -(-member.context // self.page_tokens)
         ids = torch.from_numpy(self.tables_LSB[layer, member.index, :num_blocks])
-        cache, window = self.batch.cache, slice(low, member.context)
-        keys, values = (pool.index_select(0, ids).flatten(0, 1) for pool in (cache.keys, cache.values))
-        return keys[window, groups], values[window, groups]
+        keys, values = (pool[groups].index_select(1, ids).flatten(1, 2) for pool in self.pools)
+        return keys[:, low : member.context], values[:, low : member.context]
 
     def _decode_alone(self, layer: int, span: Span, member: _Member, q_RHd: Tensor, out_RHd: Tensor) -> None:
         window = self.config.window(layer)
         low = max(0, member.context - window) if window else 0
-        k, v = (t.transpose(0, 1).unsqueeze(0) for t in self._read(layer, span, member, low))
+        k, v = (t.unsqueeze(0) for t in self._read(layer, span, member, low))
         q = q_RHd[member.first].to(k.dtype).view(1, -1, self.config.group_heads, self.config.head_dim)
         out_RHd[member.first] = F.scaled_dot_product_attention(q, k, v).view(out_RHd.shape[1:])
 
@@ -157,15 +160,15 @@ class PagedAttention:
         contexts = [m.context for m in members]
         num_blocks = -(-max(contexts) // self.page_tokens)
         ids = torch.from_numpy(self.tables_LSB[layer, [m.index for m in members], :num_blocks].reshape(-1))
-        groups, cache = slice(span.start, span.stop), self.batch.cache
+        num_keys = num_blocks * self.page_tokens
         k, v = (
-            pool.index_select(0, ids).view(len(members), num_blocks * self.page_tokens, *pool.shape[2:])[:, :, groups]
-            for pool in (cache.keys, cache.values)
+            pool[span.start : span.stop].index_select(1, ids).view(-1, len(members), num_keys, self.config.head_dim)
+            for pool in self.pools
         )
         rows = torch.tensor([m.first for m in members])
         q = q_RHd[rows].to(k.dtype).view(len(members), -1, self.config.group_heads, self.config.head_dim)
-        mask = context_mask(tuple(contexts), k.shape[1], self.config.window(layer), q.dtype)
-        mixed = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        mask = context_mask(tuple(contexts), num_keys, self.config.window(layer), q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k.transpose(0, 1), v.transpose(0, 1), attn_mask=mask)
         out_RHd[rows] = mixed.reshape(len(members), *out_RHd.shape[1:]).to(out_RHd.dtype)
 
 

@@ -36,5 +36,6 @@ def context_mask(contexts: tuple[int, ...], num_keys: int, window: int | None, d
     return _additive(seen, dtype)[:, None, None, :]
 
 
+@torch.inference_mode(False)  # a mask made while serving is kept, and training may meet it
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))

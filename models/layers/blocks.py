@@ -111,14 +111,17 @@ class FeedForward(nn.Module):
             return residual_TD
         normed = norm(spans[0].take(residual_TD)) if isinstance(spans[0].rows, int) else norm(residual_TD)
         for span in spans:
-            bounds = (span.start, span.stop)
-            gate, up = linear.rows(span.take(normed), [(self.gate_proj, *bounds), (self.up_proj, *bounds)])
-            hidden = span.void(F.silu(gate) * up)
-            out = linear.columns(hidden, (self.down_proj, *bounds))
-            if self.down_proj.bias is not None and span.start == 0:
-                out = out + self.down_proj.bias
-            residual_TD = span.add_to(residual_TD, out)
+            residual_TD = span.add_to(residual_TD, self.run_span(span.take(normed), span, linear))
         return residual_TD
+
+    def run_span(self, x_RD: Tensor, span: Span, linear: SliceLinear) -> Tensor:
+        """What the channels of ``span`` add for its rows: normed input [R, D] -> [R, D]."""
+        bounds = (span.start, span.stop)
+        gate, up = linear.rows(x_RD, [(self.gate_proj, *bounds), (self.up_proj, *bounds)])
+        out = linear.columns(span.void(F.silu(gate) * up), (self.down_proj, *bounds))
+        if self.down_proj.bias is not None and span.start == 0:
+            out = out + self.down_proj.bias
+        return out
 
 
 class DecoderLayer(nn.Module):

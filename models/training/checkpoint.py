@@ -6,14 +6,13 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from stepwell.models.training.config import NestedConfig
-from stepwell.models.training.optimiser import moments, restore_moments
+from stepwell.models.training.optimiser import Optimiser
 
 CHECKPOINT_FOLDER = "checkpoint"
 _WEIGHTS, _MOMENTS, _STATE = "weights.safetensors", "optimiser.safetensors", "state.json"
@@ -29,7 +28,7 @@ class TrainingState:
     """Identifies the token stream trained on."""
 
 
-def save(config: NestedConfig, model: nn.Module, optimiser: optim.Optimizer, state: TrainingState) -> None:
+def save(config: NestedConfig, model: nn.Module, optimiser: Optimiser, state: TrainingState) -> None:
     """Write ``output/checkpoint``. The one before stays until the new one is complete."""
     folder = config.output / CHECKPOINT_FOLDER
     fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
@@ -37,7 +36,7 @@ def save(config: NestedConfig, model: nn.Module, optimiser: optim.Optimizer, sta
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file(_contiguous(model.state_dict()), fresh / _WEIGHTS)
-    save_file(_contiguous(moments(optimiser, model)), fresh / _MOMENTS)
+    save_file(_contiguous(optimiser.tensors()), fresh / _MOMENTS)
     document = {"step": state.step, "corpus_digest": state.corpus_digest, "recipe": config.to_json()}
     (fresh / _STATE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if folder.exists():
@@ -46,7 +45,7 @@ def save(config: NestedConfig, model: nn.Module, optimiser: optim.Optimizer, sta
     shutil.rmtree(old, ignore_errors=True)
 
 
-def resume(config: NestedConfig, model: nn.Module, optimiser: optim.Optimizer, corpus_digest: str) -> int:
+def resume(config: NestedConfig, model: nn.Module, optimiser: Optimiser, corpus_digest: str) -> int:
     """Load ``output/checkpoint`` if there is one; returns the optimiser steps already done.
 
     Raises ValueError if it belongs to another recipe or another text.
@@ -57,15 +56,8 @@ def resume(config: NestedConfig, model: nn.Module, optimiser: optim.Optimizer, c
     document = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     _check_same(config, document, corpus_digest)
     model.load_state_dict(load_file(folder / _WEIGHTS))
-    restore_moments(optimiser, model, load_file(folder / _MOMENTS), document["step"])
+    optimiser.restore(load_file(folder / _MOMENTS))
     return int(document["step"])
-
-
-def load_weights(config: NestedConfig, model: nn.Module) -> int:
-    """Load only the weights of ``output/checkpoint`` into ``model``; returns their step. Raises OSError if absent."""
-    folder = config.output / CHECKPOINT_FOLDER
-    model.load_state_dict(load_file(folder / _WEIGHTS))
-    return int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["step"])
 
 
 def _check_same(config: NestedConfig, document: Mapping[str, Any], corpus_digest: str) -> None:

@@ -36,7 +36,7 @@ class NestedConfig:
 
     sampling: Sampling = "sorted"
     """``sorted``: sampled sub-networks; ``plain``: the full network only, for comparison."""
-    micro_batches: int = 4
+    micro_batches: int = 2
     """Sub-networks sampled and accumulated per optimiser step (g_acc of SortedNet, arXiv 2309.00255)."""
     full_width_share: float = 0.5
     """Share of the micro-batches of a step that run at full width; the rest draw a smaller width."""
@@ -46,16 +46,19 @@ class NestedConfig:
     """Weight of the mean loss of the sampled exits; the full depth has the rest."""
 
     num_steps: int = 2000
-    tokens_per_step: int = 4096
+    tokens_per_step: int = 2048
     context: int = 256
     """Tokens per sequence for most of the run: short ones cost less attention."""
-    long_context_share: float = 0.2
+    long_context_share: float = 0.25
     """Share of the steps, at the end, that train on sequences of ``max_positions`` tokens."""
-    learning_rate: float = 4e-3
-    warmup_share: float = 0.03
-    final_rate: float = 0.02
-    """Learning rate of the last step as a share of the highest."""
-    weight_decay: float = 0.1
+    learning_rate: float = 6e-3
+    """Highest rate of Muon, for the layers' matrices."""
+    embedding_rate: float = 4e-3
+    """Highest rate of AdamW, for the embedding and the norms."""
+    warmup_steps: int = 60
+    decay_share: float = 0.4
+    """Share of the steps, at the end, over which the rate falls linearly to zero."""
+    weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     seed: int = 0
     bf16: bool = True
@@ -64,6 +67,7 @@ class NestedConfig:
     """Optimiser steps between checkpoints."""
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         per_micro_batch, rest = divmod(self.tokens_per_step, self.micro_batches)
         for name, length in (("context", self.context), ("max_positions", self.max_positions)):
             if rest or per_micro_batch % length:
@@ -71,12 +75,20 @@ class NestedConfig:
                     f"tokens_per_step: expected a multiple of micro_batches x {name} = {self.micro_batches * length}, "
                     f"got {self.tokens_per_step}; change one of them"
                 )
+
+    def _check_numbers(self) -> None:
         if not self.ffn_widths or list(self.ffn_widths) != sorted(set(self.ffn_widths)) or self.ffn_widths[0] < 1:
             raise ValueError(f"ffn_widths: expected ascending numbers >= 1, got {self.ffn_widths}; reorder them")
         if not 0 <= self.num_exits < self.num_layers:
             raise ValueError(f"num_exits: must be below num_layers {self.num_layers}, got {self.num_exits}; lower it")
         if self.sampling not in ("sorted", "plain"):
             raise ValueError(f"sampling: expected sorted or plain, got {self.sampling!r}; choose one of them")
+        for name in ("num_steps", "micro_batches", "tokens_per_step", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be >= 1, got {getattr(self, name)}; raise it")
+        for name in ("held_out_share", "full_width_share", "exit_weight", "decay_share"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: expected a share in (0, 1], got {getattr(self, name)}; change it")
 
     @property
     def ffn_channels(self) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 TEXT_SUFFIXES = (".py", ".txt", ".md", ".rst")
 
-_SKIPPED_FOLDERS = frozenset({"site-packages", "test", "tests", "idle_test", "__pycache__", "encodings", "lib-dynload"})
+_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"})
 """Installed packages, tests, and ``encodings`` (generated tables, all alike: they would flatter the held-out score)."""
 _SKIPPED_PREFIXES = ("config-", "_sysconfigdata", "NEWS")
 """What the build of the interpreter generated (it names the machine it was built on), and change logs."""
@@ -52,8 +52,8 @@ def load_corpus(root: Path | None, held_out_share: float) -> Corpus:
     held_out = tuple(doc for doc in documents if is_held_out(doc.path, held_out_share))
     if not train or not held_out:
         raise ValueError(
-            f"sources: {len(train)} documents to train on and {len(held_out)} held out in {root or 'the standard library'};"
-            f" both sides need some, add files ({', '.join(TEXT_SUFFIXES)}) or change held_out_share"
+            f"sources: {len(train)} documents to train on and {len(held_out)} held out in {root or stdlib_folder()}; "
+            f"both sides need some, add files ({', '.join(TEXT_SUFFIXES)}) or change held_out_share"
         )
     return Corpus(train, held_out)
 
@@ -64,7 +64,7 @@ def stdlib_folder() -> Path:
 
 
 def is_held_out(path: str, share: float) -> bool:
-    """Whether the file with this relative path is held out: its hash, read as a number in [0, 1), is below ``share``."""
+    """Whether the file with this relative path is held out: its hash, as a number in [0, 1), is below ``share``."""
     digest = hashlib.sha256(f"{_SALT}{path}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2.0**64 < share
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from stepwell.models.ladder import LADDER_FORMAT, Architecture
+from stepwell.models.training.config import NestedConfig
 from stepwell.models.training.evaluate import Grid
 
 Point = tuple[int, int]
 """Depth and FFN width."""
 
 
-def ladder_document(grid: Grid, architecture: Architecture, layer_parameters: tuple[int, int], data: str) -> Any:
+def ladder_document(grid: Grid, architecture: Architecture, unit_parameters: tuple[int, int], data: str) -> Any:
     """The content of ``ladder.json``.
 
     Args:
         grid: bits per byte of every depth at every width.
         architecture: the full model's dimensions.
-        layer_parameters: parameters of one layer's attention, and of one of its FFN channels.
+        unit_parameters: parameters of one layer's attention, and of one of its FFN channels.
         data: what the grid was measured on, in words.
     """
     depth, width = architecture.num_layers, architecture.ffn_channels
     depths, widths = range(1, depth + 1), sorted({width for _, width in grid})
-    chain = best_chain(grid, *layer_parameters)
+    chain = best_chain(grid, *unit_parameters)
     ladders = {
         "default": _ladder("approximate", chain, grid),
         "depth": _ladder("exact", [(n, width) for n in depths], grid),
@@ -34,6 +35,12 @@ def ladder_document(grid: Grid, architecture: Architecture, layer_parameters: tu
         ladders[f"depth-w{w}"] = _ladder("exact", [(n, w) for n in depths], grid)
     metric = {"name": "bits_per_byte", "better": "lower", "data": data}
     return {"format": LADDER_FORMAT, "quality_metric": metric, "default": "default", "ladders": ladders}
+
+
+def layer_parameters(config: NestedConfig) -> tuple[int, int]:
+    """Parameters of one layer's attention, and of one of its FFN channels (SwiGLU: gate, up and down)."""
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    return config.hidden_size * config.head_dim * heads, 3 * config.hidden_size
 
 
 def quality(grid: Grid, point: Point) -> float:
@@ -52,7 +59,7 @@ def best_chain(grid: Grid, attention_parameters: int, channel_parameters: int) -
     def parameters(point: Point) -> int:
         return point[0] * (attention_parameters + point[1] * channel_parameters)
 
-    @lru_cache(maxsize=None)
+    @cache
     def best_from(point: Point) -> tuple[float, tuple[Point, ...]]:
         """Area and levels of the best chain from this level to the full model."""
         if point == max(grid):

@@ -20,7 +20,7 @@ from stepwell.models.config import DecoderConfig
 from stepwell.models.decoder import Decoder
 from stepwell.models.training import checkpoint
 from stepwell.models.training.config import NestedConfig
-from stepwell.models.training.optimiser import learning_rate, make_optimiser, set_rate
+from stepwell.models.training.optimiser import Optimiser
 from stepwell.models.training.progress import Progress
 from stepwell.models.training.publish import write_model
 from stepwell.models.training.sampling import SampledNetworks, rectangle, sample_networks
@@ -59,15 +59,12 @@ def new_decoder(config: NestedConfig) -> Decoder:
 def run_steps(config: NestedConfig, text: TrainingText, progress: Callable[[Progress], None]) -> Decoder:
     """All optimiser steps that are still to do. Raises ValueError as :func:`train`."""
     decoder = new_decoder(config)
-    optimiser = make_optimiser(config, decoder)
+    optimiser = Optimiser(config, decoder)
     first = checkpoint.resume(config, decoder, optimiser, text.digest)
     windows, started = Windows(text.train, config.seed), time.monotonic()
     for step in range(first, config.num_steps):
-        set_rate(optimiser, learning_rate(config, step))
         losses = _accumulate(config, decoder, windows, step)
-        nn.utils.clip_grad_norm_(decoder.parameters(), config.max_grad_norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.update(step)
         done = step + 1
         if done % config.checkpoint_every == 0 or done == config.num_steps:
             checkpoint.save(config, decoder, optimiser, checkpoint.TrainingState(done, text.digest))
@@ -86,7 +83,7 @@ def _accumulate(config: NestedConfig, decoder: Decoder, windows: Windows, step: 
         inputs, targets = windows.batch(range(first, first + per_micro_batch), length)
         found = network_losses(config, decoder, networks, inputs, targets)
         torch.autograd.backward(_weighted(config, list(found.values())) / config.micro_batches)
-        losses |= {network: float(loss) for network, loss in found.items()}
+        losses |= {network: float(loss.detach()) for network, loss in found.items()}
     return losses
 
 

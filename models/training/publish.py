@@ -15,9 +15,8 @@ from stepwell.models.decoder import Decoder
 from stepwell.models.ladder import LADDER_FILE
 from stepwell.models.loader import save_checkpoint
 from stepwell.models.training.config import NestedConfig
-from stepwell.models.training.corpus import Document
 from stepwell.models.training.evaluate import Grid, measure_grid
-from stepwell.models.training.levels import ladder_document
+from stepwell.models.training.levels import ladder_document, layer_parameters
 from stepwell.models.training.text import TOKENIZER_FILE, TrainingText
 
 EVALUATION_FILE = "evaluation.json"
@@ -26,42 +25,36 @@ SLICE_CHARACTERS = 6000
 
 
 def write_model(config: NestedConfig, decoder: Decoder, text: TrainingText, folder: Path) -> Path:
-    """Write ``folder`` (made if absent) and return it. Measures the weights as stored: rounded to bfloat16."""
-    stored = decoder.to(torch.bfloat16)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder, stored, config.hf_config())
+    """Write ``folder`` (made if absent) and return it.
+
+    Rounds the decoder's weights to bfloat16, as they are stored, and measures those.
+    """
+    save_checkpoint(folder, decoder.to(torch.bfloat16), config.hf_config())
     shutil.copyfile(config.output / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-    evaluation = evaluate_held_out(config, stored.float(), text)
+    evaluation = evaluate_held_out(config, decoder.float(), text)
     _write_json(folder / EVALUATION_FILE, evaluation)
     grid = parse_grid(evaluation["bits_per_byte"])
-    ladders = ladder_document(grid, decoder.config.architecture, _layer_parameters(config), evaluation["data"])
+    ladders = ladder_document(grid, decoder.config.architecture, layer_parameters(config), evaluation["data"])
     _write_json(folder / LADDER_FILE, ladders)
     return folder
 
 
 def evaluate_held_out(config: NestedConfig, decoder: Decoder, text: TrainingText) -> dict[str, Any]:
     """The content of ``evaluation.json``: bits per byte of every sub-network, on all held-out text and on a slice."""
-    excerpt = longest(text.held_out).text[:SLICE_CHARACTERS]
-    texts = [document.text for document in text.held_out]
-    measure = [decoder, text.tokenizer, texts, config.ffn_widths, config.max_positions]
+
+    def measure(texts: Sequence[str]) -> dict[str, dict[str, float]]:
+        return format_grid(measure_grid(decoder, text.tokenizer, texts, config.ffn_widths, config.max_positions))
+
+    longest = max(text.held_out, key=lambda document: len(document.text))
+    excerpt = longest.text[:SLICE_CHARACTERS]
     return {
         "data": _describe(config, text),
         "context": config.max_positions,
         "held_out_files": sorted({document.path for document in text.held_out}),
-        "bits_per_byte": format_grid(measure_grid(*measure)),
-        "slice": {
-            "file": longest(text.held_out).path,
-            "text": excerpt,
-            "bits_per_byte": format_grid(
-                measure_grid(decoder, text.tokenizer, [excerpt], config.ffn_widths, config.max_positions)
-            ),
-        },
+        "bits_per_byte": measure([document.text for document in text.held_out]),
+        "slice": {"file": longest.path, "text": excerpt, "bits_per_byte": measure([excerpt])},
         "recipe": config.to_json(),
     }
-
-
-def longest(documents: Sequence[Document]) -> Document:
-    return max(documents, key=lambda document: len(document.text))
 
 
 def format_grid(grid: Grid) -> dict[str, dict[str, float]]:
@@ -80,13 +73,7 @@ def _describe(config: NestedConfig, text: TrainingText) -> str:
     num_bytes = sum(len(document.text.encode()) for document in text.held_out)
     files = len({document.path for document in text.held_out})
     source = f"Python {platform.python_version()} standard library" if config.sources is None else "given sources"
-    return f"{files} held-out files ({num_bytes} bytes) of the {source}; never trained on; context {config.max_positions}"
-
-
-def _layer_parameters(config: NestedConfig) -> tuple[int, int]:
-    """Parameters of one layer's attention, and of one of its FFN channels (SwiGLU: three rows)."""
-    heads = 2 * config.num_heads + 2 * config.num_kv_heads
-    return config.hidden_size * config.head_dim * heads, 3 * config.hidden_size
+    return f"{files} held-out files ({num_bytes} bytes) of the {source}; context {config.max_positions} tokens"
 
 
 def _write_json(path: Path, document: Any) -> None:

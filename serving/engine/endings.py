@@ -20,25 +20,27 @@ class Ending(NamedTuple):
     drop_reason: str | None = None
 
 
-CANCELLED = Ending(
-    Outcome.CANCELLED, "cancelled", RequestError(Status.CANCELLED, "request: cancelled by the client, or it went away")
-)
-FAILED = Ending(
-    Outcome.FAILED,
-    "error",
-    RequestError(Status.INTERNAL, "request: failed while it was computed; the cause is in the server's log; retry"),
-)
-SHUTDOWN = Ending(
-    Outcome.EXPIRED,
-    "expired",
-    RequestError(Status.UNAVAILABLE, "request: the server stopped before it was finished; retry elsewhere"),
-    "shutdown",
-)
-
-
 def finished(reason: FinishReason) -> Ending:
     """All of its output is there."""
     return Ending(None, reason)
+
+
+def cancelled() -> Ending:
+    """By the client, or because it went away."""
+    error = RequestError(Status.CANCELLED, "request: cancelled by the client, or it went away")
+    return Ending(Outcome.CANCELLED, "cancelled", error)
+
+
+def failed() -> Ending:
+    """Our fault; the cause goes to the log, not to the client."""
+    message = "request: failed while it was computed; the cause is in the server's log; retry"
+    return Ending(Outcome.FAILED, "error", RequestError(Status.INTERNAL, message))
+
+
+def shut_down() -> Ending:
+    """The server stopped before it was finished."""
+    message = "request: the server stopped before it was finished; retry elsewhere"
+    return Ending(Outcome.EXPIRED, "expired", RequestError(Status.UNAVAILABLE, message), "shutdown")
 
 
 def queue_full(max_waiting: int, retry_after_s: float) -> Ending:

@@ -26,7 +26,12 @@ class PageKeeper:
 
     @property
     def usage_ratio(self) -> float:
+        """Share of the pages that requests hold, 0..1."""
         return self._cache.usage_ratio
+
+    @property
+    def total_pages(self) -> int:
+        return self._cache.total_pages
 
     def capacity(self) -> Capacity:
         """What is free now."""
@@ -35,7 +40,7 @@ class PageKeeper:
 
     def needed_pages(self, request: Request, point: OperatingPoint) -> int:
         """Pages ``request`` holds at most at ``point``. Its last token is never computed: nothing follows it."""
-        return self.capacity().pages_for(point, request.prompt_tokens + request.max_tokens - 1)
+        return self._cache.pages_for(self._subnets[point.name], request.prompt_tokens + request.max_tokens - 1)
 
     def admit(self, generation: Generation, point: OperatingPoint) -> CacheSequence | None:
         """Pages for all known tokens, reusing those of earlier requests; None, and nothing held, if there are too few.

@@ -11,7 +11,10 @@ from stepwell.serving.engine.pages import PageKeeper
 
 
 class Roster:
-    """All requests that are not over, in two groups: waiting ones (in order of arrival) and those that hold pages."""
+    """All requests that are not over, in two groups: waiting ones (in order of arrival) and those that hold pages.
+
+    Only the engine thread changes it; the counts and lists may be read from any.
+    """
 
     def __init__(self, keeper: PageKeeper) -> None:
         self._keeper = keeper
@@ -32,11 +35,11 @@ class Roster:
     @property
     def waiting(self) -> list[Request]:
         """In order of arrival."""
-        return [generation.request for generation in self._waiting.values()]
+        return [generation.request for generation in list(self._waiting.values())]
 
     @property
     def running(self) -> list[Request]:
-        return [generation.request for generation in self._running.values()]
+        return [generation.request for generation in list(self._running.values())]
 
     @property
     def members(self) -> list[Generation]:
@@ -51,6 +54,10 @@ class Roster:
     def find(self, request_id: str) -> Generation | None:
         """None if it is over."""
         return self._running.get(request_id) or self._waiting.get(request_id)
+
+    def get(self, request_id: str) -> Generation:
+        """One that must not be over."""
+        return self._running.get(request_id) or self._waiting[request_id]
 
     def add(self, generation: Generation) -> None:
         """A newcomer waits."""

@@ -98,7 +98,9 @@ def wants_empty_final(request: pb.ModelInferRequest) -> bool:
     return flag(TRITON_EMPTY_FINAL, to_python(request.parameters)[TRITON_EMPTY_FINAL])
 
 
-def to_response(request: pb.ModelInferRequest, version: str, chunk: Chunk, outputs: Sequence[str]) -> pb.ModelInferResponse:
+def to_response(
+    request: pb.ModelInferRequest, version: str, chunk: Chunk, outputs: Sequence[str]
+) -> pb.ModelInferResponse:
     """A chunk -> response with the named outputs; the report as parameters if the chunk is the last."""
     response = pb.ModelInferResponse(model_name=request.model_name, model_version=version, id=request.id)
     for name in outputs:

@@ -7,13 +7,15 @@ whose size clients limit.
 from __future__ import annotations
 
 import logging
-from typing import Any, NoReturn
+from typing import NoReturn, TypeAlias
 
 import grpc
 
 from stepwell.serving.errors import RequestError, Status
 
 logger = logging.getLogger(__name__)
+
+Context: TypeAlias = grpc.aio.ServicerContext
 
 RETRY_AFTER_KEY = "retry-after-ms"
 REASON_KEY = "x-stepwell-reason"
@@ -49,13 +51,13 @@ def as_request_error(error: BaseException, where: str) -> RequestError:
     return _INTERNAL
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RequestError) -> NoReturn:
+async def abort(context: Context, error: RequestError) -> NoReturn:
     """End the call with the error's status."""
     await context.abort(grpc.StatusCode[error.code.name], message_of(error), trailers_of(error))
     raise AssertionError("abort returned")
 
 
-def metadata_of(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
+def metadata_of(context: Context) -> dict[str, str]:
     """Call metadata by key, the first value of each; binary values are left out."""
     found: dict[str, str] = {}
     for key, value in context.invocation_metadata() or ():

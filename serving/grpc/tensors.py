@@ -115,7 +115,8 @@ def _from_raw(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes, count: 
 
 def split_bytes(where: str, raw: bytes, count: int) -> list[bytes]:
     """Raw BYTES data -> its ``count`` elements. ``where`` names the tensor in errors."""
-    elements, at = [], 0
+    elements: list[bytes] = []
+    at = 0
     while at < len(raw):
         if at + 4 > len(raw):
             raise invalid(

@@ -1,0 +1,119 @@
+"""Show a model's operating points: what each one runs, what it costs, and how good it is.
+
+Cost is the share of the full model's parameters that run for each token. Quality is relative to the full model, as
+measured when the ladder was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from stepwell.serving.cli.output import add_json_option, millions, print_json, table
+
+if TYPE_CHECKING:
+    from stepwell.models.ladder import Ladder, Level
+    from stepwell.schedulers.request import OperatingPoint
+
+HELP = "show a model's operating points"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``stepwell ladder``."""
+    parser.add_argument("model", metavar="MODEL", help="a directory, a hub id, or a shipped model such as nested-lm")
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the operating points, grouped by ladder. Raises ValueError if the model cannot be opened."""
+    document = describe(args.model)
+    if args.json:
+        print_json(document)
+    else:
+        print(_text(document))
+
+
+def describe(model: str) -> dict[str, Any]:
+    """The document of ``--json``. Raises ValueError if the model cannot be opened."""
+    from stepwell.models.loader import open_model
+    from stepwell.serving.engine.points import operating_points
+    from stepwell.serving.hosting import unit_parameters
+
+    loaded = open_model(model)
+    ladders, units = loaded.ladders, unit_parameters(loaded.config)
+    points = operating_points(ladders, units)
+
+    def of_ladder(ladder: Ladder) -> dict[str, Any]:
+        named = [(points[f"{ladder.name}:{k}"], level) for k, level in enumerate(ladder.levels)]
+        return {
+            "name": ladder.name,
+            "kv": ladder.kv,
+            "points": [_point(point, level, units.of(level.subnet)) for point, level in named],
+        }
+
+    return {
+        "model": loaded.name,
+        "parameters": units.of(ladders.architecture.full),
+        "context_length": loaded.config.max_positions,
+        "quality_metric": dict(ladders.quality_metric),
+        "default_ladder": ladders.default,
+        "ladders": [of_ladder(ladder) for ladder in ladders.ladders.values()],
+    }
+
+
+def _point(point: OperatingPoint, level: Level, parameters: int) -> dict[str, Any]:
+    return {
+        "name": point.name,
+        "layers": level.subnet.depth,
+        "kv_groups": list(level.subnet.kv_groups),
+        "ffn_channels": list(level.subnet.ffn_channels),
+        "parameters": parameters,
+        "cost": point.cost,
+        "quality": point.quality,
+        "metric": level.metric,
+    }
+
+
+def _text(document: dict[str, Any]) -> str:
+    metric = document["quality_metric"]
+    name = metric.get("name", "metric")
+    lines = [
+        f"{document['model']}: {millions(document['parameters'])} parameters run for each token at full size, "
+        f"context {document['context_length']} tokens"
+    ]
+    if "data" in metric:
+        lines.append(f"quality: from {name} ({metric.get('better', '?')} is better), {metric['data']}")
+    for ladder in document["ladders"]:
+        default = ", the default" if ladder["name"] == document["default_ladder"] else ""
+        lines += ["", f"ladder {ladder['name']} (cache across levels: {ladder['kv']}{default})"]
+        lines.append(_ladder_table(ladder["points"], name))
+    return "\n".join(lines)
+
+
+def _ladder_table(points: Sequence[dict[str, Any]], metric: str) -> str:
+    headers = ["point", "layers", "head groups", "FFN channels", "parameters", "of full", "quality", metric]
+    rows = [
+        [
+            point["name"],
+            str(point["layers"]),
+            units(point["kv_groups"]),
+            units(point["ffn_channels"]),
+            millions(point["parameters"]),
+            f"{point['cost']:.1%}",
+            f"{point['quality']:.3f}",
+            "-" if point["metric"] is None else f"{point['metric']:.3f}",
+        ]
+        for point in points
+    ]
+    return table(headers, rows, left="point")
+
+
+def units(per_layer: Sequence[int]) -> str:
+    """Units of the layers that have any: one number if all have the same, else the range and how many have some."""
+    used = [count for count in per_layer if count]
+    if not used:
+        return "none"
+    span = str(used[0]) if min(used) == max(used) else f"{min(used)}-{max(used)}"
+    last = max(i for i, count in enumerate(per_layer) if count)
+    return span if len(used) == last + 1 else f"{span} in {len(used)} layers"

@@ -1,0 +1,129 @@
+"""The typed client of Stepwell's own service. Imports neither torch nor the server.
+
+with Client("localhost:8001") as client:
+    for chunk in client.generate("nested-lm", "def main(", slo_ms=200):
+        print(chunk.text, end="")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from stepwell.serving.client_types import (
+    Chunk,
+    Completion,
+    Ladder,
+    ModelDescription,
+    ModelSummary,
+    OperatingPoint,
+    Report,
+    RequestFailedError,
+)
+from stepwell.serving.grpc.client_wire import Wire
+
+__all__ = [
+    "Chunk",
+    "Client",
+    "Completion",
+    "Ladder",
+    "ModelDescription",
+    "ModelSummary",
+    "OperatingPoint",
+    "Report",
+    "RequestFailedError",
+]
+
+
+class Client:
+    """A connection to one server. Safe to use from several threads."""
+
+    def __init__(self, address: str = "localhost:8001") -> None:
+        """``address`` is ``host:port``. Connects on first use."""
+        self._wire = Wire(address)
+
+    def generate(
+        self,
+        model: str,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        logprobs: bool = False,
+        slo_ms: float | None = None,
+        ttft_ms: float | None = None,
+        tpot_ms: float | None = None,
+        slo_class: str | None = None,
+        priority: int | None = None,
+        min_quality: float | None = None,
+        operating_point: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Chunk]:
+        """Generate and yield output as it comes; the last chunk carries the report.
+
+        Args:
+            model: name of a model of the server.
+            prompt: text, or token ids.
+            max_tokens: tokens to generate at most; None = the server's default.
+            temperature, top_k, top_p, seed: sampling; temperature 0 is greedy.
+            stop: texts that end the answer, not part of it.
+            ignore_eos: go on after the end-of-sequence token.
+            logprobs: also return each token's log-probability.
+            slo_ms, ttft_ms, tpot_ms: latency asked for in milliseconds: whole answer, first token, each token after.
+            slo_class, priority: a class of the server's configuration; 1 = most urgent.
+            min_quality: floor relative to the full model, in (0, 1].
+            operating_point: serve exactly there: ``LADDER:LEVEL``, ``max`` or ``min``.
+            timeout_s: give up after this time (the call's deadline, which the server keeps as well).
+
+        Closing the iterator cancels the request. Raises RequestFailedError.
+        """
+        sampling = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+            "max_tokens": max_tokens,
+            "stop": list(stop),
+            "ignore_eos": ignore_eos,
+            "logprobs": logprobs,
+        }
+        slo = {"slo_ms": slo_ms, "ttft_ms": ttft_ms, "tpot_ms": tpot_ms, "slo_class": slo_class, "priority": priority}
+        pins = {"min_quality": min_quality, "operating_point": operating_point}
+        return self._wire.generate(model, prompt, sampling, slo, pins, timeout_s)
+
+    def complete(self, model: str, prompt: str | Sequence[int], **options: object) -> Completion:
+        """The whole answer at once; ``options`` as in :meth:`generate`. Raises RequestFailedError."""
+        chunks = list(self.generate(model, prompt, **options))  # type: ignore[arg-type]
+        report = chunks[-1].report
+        assert report is not None, "a stream that ends without error ends with a report"
+        return Completion(
+            "".join(chunk.text for chunk in chunks),
+            tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
+            tuple(value for chunk in chunks for value in chunk.logprobs),
+            report,
+        )
+
+    def models(self) -> list[ModelSummary]:
+        """The models of the server. Raises RequestFailedError."""
+        return self._wire.models()
+
+    def describe(self, model: str) -> ModelDescription:
+        """A model with its ladders, qualities and costs. Raises RequestFailedError."""
+        return self._wire.describe(model)
+
+    def close(self) -> None:
+        """Close the connection; requests in progress are cancelled."""
+        self._wire.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

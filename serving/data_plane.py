@@ -1,0 +1,196 @@
+"""What every protocol calls: named models, requests checked and handed to their engines, answers streamed back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from stepwell.schedulers.request import Request
+from stepwell.serving.call import GenerateCall
+from stepwell.serving.config import ServerConfig
+from stepwell.serving.engine.engine import Engine
+from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.points import allowed_points
+from stepwell.serving.errors import RequestError, Status, not_found
+from stepwell.serving.handoff import Chunk, Mailbox
+from stepwell.serving.metrics import Metrics
+from stepwell.serving.prompt import choose_max_tokens, pinned_point, prompt_ids
+from stepwell.serving.served_model import VERSION, ModelState, ServedModel
+from stepwell.serving.slo import parse_slo
+
+
+class DataPlane:
+    """Hosts models. Lives on one event loop; every method is called there."""
+
+    def __init__(
+        self,
+        models: Iterable[ServedModel],
+        config: ServerConfig,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``clock`` is the engines' clock."""
+        self.models = {served.name: served for served in models}
+        self.draining = False
+        self._config = config
+        self._metrics = metrics
+        self._clock = clock
+        self._numbers = itertools.count(1)
+
+    async def start(self) -> None:
+        """Load every model. Raises ValueError if one cannot be opened."""
+        for served in self.models.values():
+            await self._load(served)
+
+    def drain(self) -> None:
+        """Take no new requests from now on (UNAVAILABLE); those admitted go on."""
+        self.draining = True
+
+    async def stop(self, grace_s: float) -> None:
+        """Drain, give admitted requests ``grace_s`` seconds, end the rest, unload everything."""
+        self.drain()
+        await asyncio.gather(*(self._unload(served, grace_s) for served in self.models.values()))
+
+    def not_ready_because(self) -> str:
+        """Why no requests are taken now; empty if they are. Safe to call from any thread."""
+        if self.draining:
+            return "draining"
+        return "; ".join(
+            f"model {served.name!r}: {served.reason}"
+            for served in self.models.values()
+            if served.state is not ModelState.READY
+        )
+
+    def accepts(self, served: ServedModel) -> bool:
+        """Whether a request to this model would be taken now."""
+        return not self.draining and served.state is ModelState.READY
+
+    def model(self, name: str, version: str = "") -> ServedModel:
+        """A configured model; empty version = newest. Raises RequestError (NOT_FOUND)."""
+        if name not in self.models:
+            raise not_found("model", name, f"use one of {sorted(self.models)}")
+        if version not in ("", VERSION):
+            raise not_found("model_version", version, f"use {VERSION!r} or leave it empty")
+        return self.models[name]
+
+    async def load(self, name: str) -> None:
+        """Load a configured model that is not loaded. Raises RequestError."""
+        served = self.model(name)
+        if self.draining:
+            raise _draining()
+        try:
+            await self._load(served)
+        except ValueError as error:
+            raise RequestError(Status.INTERNAL, f"model: {name!r} could not be loaded: {error}") from error
+
+    async def unload(self, name: str) -> None:
+        """Finish what a model has admitted, within the grace time, and free it. Raises RequestError (NOT_FOUND)."""
+        await self._unload(self.model(name), self._config.grace_s)
+
+    async def _load(self, served: ServedModel) -> None:
+        loop = asyncio.get_running_loop()
+        async with served.changing:
+            if served.state is not ModelState.READY:
+                await loop.run_in_executor(None, served.load, loop)
+
+    async def _unload(self, served: ServedModel, grace_s: float) -> None:
+        async with served.changing:
+            await asyncio.get_running_loop().run_in_executor(None, served.unload, grace_s)
+
+    async def complete(self, call: GenerateCall) -> Chunk:
+        """Generate and return the whole answer. Raises RequestError; cancelling the task frees the request."""
+        async with _Ticket(self, call, whole=True) as ticket:
+            return await ticket.next()
+
+    async def generate(self, call: GenerateCall) -> AsyncGenerator[Chunk, None]:
+        """Generate and yield output as it comes; the last chunk carries the report.
+
+        Raises RequestError. Cancelling the task or closing the generator frees the request at the engine's next step.
+        """
+        async with _Ticket(self, call, whole=False) as ticket:
+            while not ticket.finished:
+                yield await ticket.next()
+
+    async def submit(self, call: GenerateCall, whole: bool) -> tuple[Engine, str, Mailbox]:
+        """Check a call and hand it to its model's engine. Returns the engine, the request's id there, and where
+        its output arrives."""
+        arrival_s = self._clock()
+        served = self.model(call.model)
+        with self._counting_refusals(served, arrival_s):
+            if self.draining:
+                raise _draining()
+            job = await self._job(served, call, arrival_s)
+            engine = served.hosted.engine
+            mailbox = Mailbox(served.hub, whole=whole)
+            engine.submit(job, mailbox.sink)
+        served.statistics.request_prepared(self._clock() - arrival_s)
+        return engine, job.request.request_id, mailbox
+
+    async def _job(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> GenerationJob:
+        hosted, config = served.hosted, self._config
+        parsed = parse_slo(
+            time_remaining_s=call.time_remaining_s,
+            metadata=call.metadata,
+            parameters=call.parameters,
+            classes=config.slo_classes,
+            default_class=served.config.default_slo_class,
+            now=arrival_s,
+            margin_s=config.deadline_margin_ms / 1000.0,
+            margin_ratio=config.deadline_margin_ratio,
+        )
+        pinned = pinned_point(hosted.ladders, parsed, call.lossless)
+        points = allowed_points(hosted.points, hosted.ladders, parsed.slo.min_quality, pinned)
+        ids = await prompt_ids(hosted, call, config.max_prompt_bytes)
+        request = Request(
+            request_id=f"{served.name}-{next(self._numbers)}",
+            arrival_s=arrival_s,
+            slo=parsed.slo,
+            points=points,
+            prompt_tokens=len(ids),
+            max_tokens=choose_max_tokens(hosted, served.config, len(ids), call.max_tokens),
+            hard_deadline_s=parsed.hard_deadline_s,
+            queue_deadline_s=parsed.queue_deadline_s,
+        )
+        return GenerationJob(request, ids, call.sampling, call.stop, call.ignore_eos)
+
+    @contextmanager
+    def _counting_refusals(self, served: ServedModel, arrival_s: float) -> Iterator[None]:
+        try:
+            yield
+        except RequestError as error:
+            served.statistics.request_refused(self._clock() - arrival_s)
+            if error.code is Status.UNAVAILABLE:
+                reason = "draining" if self.draining else "not_ready"
+                self._metrics.refused(served.name, served.config.default_slo_class, reason)
+            raise
+
+
+class _Ticket:
+    """One admitted request; leaving the block before its end cancels it."""
+
+    def __init__(self, plane: DataPlane, call: GenerateCall, *, whole: bool) -> None:
+        self._plane, self._call, self._whole = plane, call, whole
+        self.finished = False
+
+    async def __aenter__(self) -> _Ticket:
+        self._engine, self._request_id, self._mailbox = await self._plane.submit(self._call, self._whole)
+        return self
+
+    async def next(self) -> Chunk:
+        """Wait for more output. Raises the request's error if it ended without an answer."""
+        chunk = await self._mailbox.next()
+        self.finished = chunk.finish is not None
+        if chunk.finish is not None and chunk.finish.error is not None:
+            raise chunk.finish.error
+        return chunk
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if not self.finished:
+            self._engine.cancel(self._request_id)
+
+
+def _draining() -> RequestError:
+    return RequestError(Status.UNAVAILABLE, "server: draining, takes no new requests; retry on another one")

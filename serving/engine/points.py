@@ -1,0 +1,68 @@
+"""Operating points of a model, and those that a request allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stepwell.models.ladder import LadderError, LadderSet, SubNetwork
+from stepwell.schedulers.request import OperatingPoint
+from stepwell.serving.errors import RequestError, Status, invalid
+
+
+@dataclass(frozen=True)
+class UnitParameters:
+    """Parameters of the units a sub-network is made of."""
+
+    attention_group: int
+    """Of one key-value head group in one layer: its query, key, value and output projections."""
+    ffn_channel: int
+    """Of one FFN channel in one layer: gate, up and down."""
+    head: int = 0
+    """Of what every token runs at every level: the output head."""
+
+    def of(self, subnet: SubNetwork) -> int:
+        """Parameters that one token runs through in ``subnet``."""
+        units = sum(subnet.kv_groups) * self.attention_group + sum(subnet.ffn_channels) * self.ffn_channel
+        return units + self.head
+
+
+def operating_points(ladders: LadderSet, parameters: UnitParameters) -> dict[str, OperatingPoint]:
+    """All levels of all ladders by name; a point's cost is its parameters per token over those of the full model."""
+    full = parameters.of(ladders.architecture.full)
+    points = [
+        OperatingPoint(parameters.of(entry.subnet) / full, entry.quality, name, level)
+        for name, ladder in ladders.ladders.items()
+        for level, entry in enumerate(ladder.levels)
+    ]
+    return {point.name: point for point in points}
+
+
+def allowed_points(
+    points: Mapping[str, OperatingPoint], ladders: LadderSet, min_quality: float, pinned: str | None
+) -> tuple[OperatingPoint, ...]:
+    """Operating points a request may be served at, ascending in cost.
+
+    ``pinned``: the name of one point, or ``max`` or ``min``; then just that one. Otherwise the points of the default
+    ladder whose quality is at least ``min_quality``. Raises RequestError (INVALID_ARGUMENT) if that leaves none.
+    """
+    if pinned is not None:
+        candidates = [points[resolve_point(ladders, pinned)]]
+    else:
+        candidates = sorted(point for point in points.values() if point.ladder == ladders.default)
+    allowed = tuple(point for point in candidates if point.quality >= min_quality)
+    if not allowed:
+        best = max(candidates, key=lambda point: point.quality)
+        which = "the pinned operating point" if pinned is not None else "the best operating point"
+        problem = f"{which} {best.name} has quality {best.quality:g}"
+        raise invalid("min_quality", problem, min_quality, f"ask for at most {best.quality:g}")
+    return allowed
+
+
+def resolve_point(ladders: LadderSet, name: str) -> str:
+    """``LADDER:LEVEL`` of an operating point's name or alias. Raises RequestError (INVALID_ARGUMENT)."""
+    try:
+        ladder, level = ladders.resolve(name)
+    except LadderError as error:
+        raise RequestError(Status.INVALID_ARGUMENT, str(error)) from error
+    return f"{ladder.name}:{level}"

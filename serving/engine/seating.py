@@ -1,0 +1,56 @@
+"""From a plan to what runs: every slice gets its pages, and when none are left the least urgent are put back."""
+
+from __future__ import annotations
+
+from stepwell.schedulers.plan import Slice, StepPlan
+from stepwell.schedulers.request import Phase
+from stepwell.serving.engine.generation import Generation
+from stepwell.serving.engine.pages import PageKeeper
+from stepwell.serving.engine.roster import Roster
+from stepwell.serving.engine.step import SequenceStep
+
+
+class Seating:
+    """Seats one plan. Slices come most urgent first; requests are put back from the other end, down to the asking one.
+
+    Nobody is put back to admit a newcomer: that would compute one request twice to compute another a little earlier.
+    """
+
+    def __init__(self, roster: Roster, keeper: PageKeeper, plan: StepPlan, now: float) -> None:
+        self._roster, self._keeper, self._now = roster, keeper, now
+        self._planned = [(slice_, roster.get(slice_.request.request_id)) for slice_ in plan.slices]
+        working = {generation: None for _, generation in self._planned if generation.pages is not None}
+        idle = [generation for generation in roster.holders if generation not in working]
+        self._victims = [*working, *idle]
+        self._put_back: set[Generation] = set()
+        self.cached_tokens = 0
+        """Tokens that prefix reuse saved the requests admitted here."""
+
+    def seat(self) -> list[SequenceStep]:
+        """What runs now, in the order of the plan. Admissions that find too few pages stay waiting.
+
+        Raises RuntimeError if nobody could be seated: the policy or the cache miscounts, and would do so forever.
+        """
+        seated = [(slice_, generation) for slice_, generation in self._planned if self._seat_one(slice_, generation)]
+        if self._planned and not seated:
+            raise RuntimeError(f"no cache pages for any of {len(self._planned)} planned sequences")
+        return [generation.next_step(slice_.num_tokens) for slice_, generation in seated]
+
+    def _seat_one(self, slice_: Slice, generation: Generation) -> bool:
+        if generation in self._put_back:
+            return False
+        if generation.request.phase is Phase.RUNNING:
+            return self._grow(generation, generation.request.computed_tokens + slice_.num_tokens)
+        if not self._roster.start(generation, slice_.point, self._now):
+            return False
+        self.cached_tokens += generation.request.computed_tokens
+        return True
+
+    def _grow(self, generation: Generation, num_tokens: int) -> bool:
+        while not self._keeper.grow(generation, num_tokens):
+            victim = self._victims.pop()
+            self._roster.put_back(victim, self._now)
+            self._put_back.add(victim)
+            if victim is generation:
+                return False
+        return True

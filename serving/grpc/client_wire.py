@@ -1,0 +1,136 @@
+"""The client's side of the wire: typed values <-> messages of Stepwell's own service. No server code is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from stepwell.serving import client_types as api
+from stepwell.serving.pb import stepwell_pb2 as pb
+from stepwell.serving.pb import stepwell_pb2_grpc as pb_grpc
+
+RETRY_AFTER_KEY = "retry-after-ms"
+
+
+class Wire:
+    """One channel and its stub."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+        self._stub = pb_grpc.StepwellStub(self._channel)
+
+    def generate(
+        self,
+        model: str,
+        prompt: str | Sequence[int],
+        sampling: Mapping[str, Any],
+        slo: Mapping[str, Any],
+        pins: Mapping[str, Any],
+        timeout_s: float | None,
+    ) -> Iterator[api.Chunk]:
+        """Send a request when first iterated; None values are left unset. The last chunk has the report and no text."""
+        try:
+            request = pb.GenerateRequest(model=model, sampling=_set(pb.Sampling, sampling), slo=_set(pb.Slo, slo))
+            for key, value in pins.items():
+                if value is not None:
+                    setattr(request, key, value)
+            if isinstance(prompt, str):
+                request.text = prompt
+            else:
+                request.token_ids.ids.extend(prompt)
+                request.token_ids.SetInParent()
+        except (TypeError, ValueError) as error:
+            raise api.RequestFailedError("INVALID_ARGUMENT", f"request: cannot be sent ({error})", None) from error
+        call = self._stub.Generate(request, timeout=timeout_s)
+        try:
+            with _failures():
+                for response in call:
+                    yield _chunk(response)
+        finally:
+            call.cancel()
+
+    def models(self) -> list[api.ModelSummary]:
+        """ListModels."""
+        with _failures():
+            response = self._stub.ListModels(pb.ListModelsRequest())
+        return [api.ModelSummary(m.name, m.platform, m.ready, m.context_length) for m in response.models]
+
+    def describe(self, model: str) -> api.ModelDescription:
+        """DescribeModel."""
+        with _failures():
+            found = self._stub.DescribeModel(pb.DescribeModelRequest(model=model)).model
+        metric = found.quality_metric
+        return api.ModelDescription(
+            found.name,
+            found.platform,
+            found.ready,
+            found.context_length,
+            found.vocab_size,
+            found.default_ladder,
+            {"name": metric.name, "better": metric.better, "data": metric.data},
+            tuple(_ladder(ladder) for ladder in found.ladders),
+        )
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def _set(message: Any, values: Mapping[str, Any]) -> Any:
+    return message(**{key: value for key, value in values.items() if value is not None})
+
+
+def _chunk(response: pb.GenerateResponse) -> api.Chunk:
+    report = _report(response.report) if response.HasField("report") else None
+    chunk = response.chunk
+    return api.Chunk(chunk.text, tuple(chunk.token_ids), tuple(chunk.logprobs), report)
+
+
+def _report(message: pb.Report) -> api.Report:
+    def if_set(key: str) -> float | None:
+        return getattr(message, key) if message.HasField(key) else None
+
+    return api.Report(
+        operating_point=message.operating_point,
+        quality=message.quality,
+        outcome=pb.Outcome.Name(message.outcome).removeprefix("OUTCOME_").lower(),
+        finish_reason=message.finish_reason,
+        slo_ms=if_set("slo_ms"),
+        predicted_ms=if_set("predicted_ms"),
+        queue_ms=message.queue_ms,
+        compute_ms=message.compute_ms,
+        total_ms=message.total_ms,
+        slo_met=message.slo_met,
+        degraded=message.degraded,
+        ttft_ms=if_set("ttft_ms"),
+        tpot_ms=if_set("tpot_ms"),
+        prompt_tokens=message.prompt_tokens,
+        generated_tokens=message.generated_tokens,
+        cached_tokens=message.cached_tokens,
+        tokens_per_level=dict(message.tokens_per_level),
+    )
+
+
+def _ladder(message: pb.Ladder) -> api.Ladder:
+    points = tuple(
+        api.OperatingPoint(p.name, p.quality, p.metric if p.HasField("metric") else None, p.cost, p.parameters)
+        for p in message.points
+    )
+    return api.Ladder(message.name, pb.KvMode.Name(message.kv).removeprefix("KV_MODE_").lower(), points)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """gRPC errors -> RequestFailedError."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        trailers = dict(error.trailing_metadata() or ())
+        hint = trailers.get(RETRY_AFTER_KEY)
+        raise api.RequestFailedError(
+            error.code().name,
+            error.details() or "",
+            int(hint) if hint is not None else None,
+        ) from error

@@ -1,0 +1,88 @@
+"""One bidirectional ModelStreamInfer call: many concurrent requests in, their responses out as they come.
+
+An error of one request is answered in-band and leaves the stream and the other requests alone. When the client goes
+away the call's task is cancelled, which cancels every request of the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+from stepwell.serving.data_plane import DataPlane
+from stepwell.serving.grpc.guard import Malformed
+from stepwell.serving.grpc.oip_converters import mark_final, output_names, to_call, to_response, wants_empty_final
+from stepwell.serving.grpc.status import Context, as_request_error, message_of, metadata_of
+from stepwell.serving.handoff import Chunk
+from stepwell.serving.pb import inference_pb2 as pb
+from stepwell.serving.served_model import VERSION
+
+MAX_CONCURRENT = 1024
+"""Requests of one stream in progress at the same time; the stream is not read further until one ends."""
+
+
+class InferStream:
+    """State of one call."""
+
+    def __init__(self, plane: DataPlane, context: Context) -> None:
+        self._plane = plane
+        self._context = context
+        self._metadata = metadata_of(context)
+        self._writing = asyncio.Lock()
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, request_iterator: Any) -> None:
+        """Run until the client has closed its side and every request is answered."""
+        try:
+            async for request in request_iterator:
+                await self._slots.acquire()
+                task = asyncio.create_task(self._serve_one(request))
+                self._tasks.add(task)
+                task.add_done_callback(self._done)
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._slots.release()
+        if not task.cancelled():
+            task.exception()  # writing fails when the client is gone; the call itself is cancelled then
+
+    async def _serve_one(self, request: pb.ModelInferRequest | Malformed) -> None:
+        if isinstance(request, Malformed):
+            return await self._write(pb.ModelInferResponse(), message_of(request.error))
+        try:
+            await self._generate(request)
+        except Exception as error:
+            failure = as_request_error(error, "ModelStreamInfer")
+            response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+            mark_final(response, True)
+            await self._write(response, message_of(failure))
+
+    async def _generate(self, request: pb.ModelInferRequest) -> None:
+        served = self._plane.model(request.model_name, request.model_version)
+        outputs = output_names(request, served.has_text)
+        empty_final = wants_empty_final(request)
+        call = to_call(request, outputs, self._metadata, self._context.time_remaining())
+        async with aclosing(self._plane.generate(call)) as chunks:
+            async for chunk in chunks:
+                if chunk.finish is not None and empty_final:
+                    if chunk.token_ids or chunk.text:
+                        await self._respond(request, Chunk(chunk.token_ids, chunk.text, chunk.logprobs, None), outputs)
+                    await self._respond(request, chunk, ())
+                else:
+                    await self._respond(request, chunk, outputs)
+
+    async def _respond(self, request: pb.ModelInferRequest, chunk: Chunk, outputs: tuple[str, ...]) -> None:
+        response = to_response(request, VERSION, chunk, outputs)
+        mark_final(response, chunk.finish is not None)
+        await self._write(response)
+
+    async def _write(self, response: pb.ModelInferResponse, error: str = "") -> None:
+        async with self._writing:  # a stream takes one message at a time
+            await self._context.write(pb.ModelStreamInferResponse(infer_response=response, error_message=error))

@@ -1,0 +1,115 @@
+"""Opening a model for serving: weights, cache, policy and engine, sized by its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from stepwell.models.cache import PagedKVCache
+from stepwell.models.config import DecoderConfig
+from stepwell.models.ladder import LadderSet
+from stepwell.models.loader import open_model
+from stepwell.schedulers.plan import Limits
+from stepwell.schedulers.registry import create_policy
+from stepwell.schedulers.request import OperatingPoint
+from stepwell.serving.config import MIB, ModelConfig
+from stepwell.serving.engine.engine import Engine
+from stepwell.serving.engine.observer import EngineObserver
+from stepwell.serving.engine.points import UnitParameters, operating_points
+from stepwell.serving.runner import DecoderRunner
+
+if TYPE_CHECKING:
+    from stepwell.models.tokenizer import Tokenizer
+
+_DTYPES: Mapping[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class HostedModel:
+    """A model in memory with its engine, and what requests are checked against."""
+
+    engine: Engine
+    tokenizer: Tokenizer | None
+    ladders: LadderSet
+    points: Mapping[str, OperatingPoint]
+    """All operating points by name."""
+    parameters_of: Mapping[str, int]
+    """Operating point name -> parameters that run for each token."""
+    context_length: int
+    """Prompt and generated tokens together, at most."""
+    vocab_size: int
+    cache_bytes: int
+    """Memory of the key-value cache."""
+
+
+OpenModel = Callable[[ModelConfig, EngineObserver], HostedModel]
+
+
+def open_decoder(config: ModelConfig, observer: EngineObserver) -> HostedModel:
+    """Load a decoder and build its engine. Raises ValueError naming the file or field and the remedy."""
+    loaded = open_model(config.source, _DTYPES[config.dtype])
+    decoder_config, ladders = loaded.config, loaded.ladders
+    dtype = next(loaded.decoder.parameters()).dtype
+    num_pages = cache_pages(config, decoder_config, dtype)
+    cache = PagedKVCache(
+        decoder_config.num_layers,
+        decoder_config.num_kv_heads,
+        decoder_config.head_dim,
+        num_pages,
+        page_tokens=config.page_tokens,
+        dtype=dtype,
+    )
+    limits = Limits(config.max_step_tokens, config.max_running, config.max_waiting)
+    engine = Engine(
+        runner=DecoderRunner(loaded.decoder, cache),
+        cache=cache,
+        policy=create_policy(config.policy, limits),
+        tokenizer=loaded.tokenizer,
+        ladders=ladders,
+        limits=limits,
+        eos_token_ids=decoder_config.eos_token_ids,
+        observer=observer,
+    )
+    units = unit_parameters(decoder_config)
+    points = operating_points(ladders, units)
+    return HostedModel(
+        engine=engine,
+        tokenizer=loaded.tokenizer,
+        ladders=ladders,
+        points=points,
+        parameters_of={name: units.of(ladders.subnet(name)) for name in points},
+        context_length=decoder_config.max_positions,
+        vocab_size=decoder_config.vocab_size,
+        cache_bytes=num_pages * page_bytes(config, decoder_config, dtype),
+    )
+
+
+def unit_parameters(config: DecoderConfig) -> UnitParameters:
+    """Parameters of a decoder's units; biases and norms, a fraction of a percent, are left out."""
+    query_width = config.group_heads * config.head_dim
+    return UnitParameters(
+        attention_group=2 * config.hidden_size * (query_width + config.head_dim),
+        ffn_channel=3 * config.hidden_size,
+        head=config.vocab_size * config.hidden_size,
+    )
+
+
+def page_bytes(config: ModelConfig, decoder: DecoderConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one page: ``page_tokens`` tokens of one layer."""
+    return 2 * config.page_tokens * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
+
+
+def cache_pages(config: ModelConfig, decoder: DecoderConfig, dtype: torch.dtype) -> int:
+    """Pages of the cache; at least enough for one page in every layer."""
+    if config.kv_cache_tokens is not None:
+        return -(-config.kv_cache_tokens // config.page_tokens) * decoder.num_layers
+    pages = config.kv_cache_mib * MIB // page_bytes(config, decoder, dtype)
+    if pages < decoder.num_layers:
+        raise ValueError(
+            f"kv_cache_mib: {config.kv_cache_mib} MiB hold {pages} pages, fewer than the model's {decoder.num_layers} "
+            "layers; give more"
+        )
+    return pages

@@ -1,0 +1,122 @@
+"""One configured model: its state, its engine and thread while it is loaded, its counters for as long as we run."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+
+from stepwell.schedulers.request import Request
+from stepwell.serving.config import ModelConfig
+from stepwell.serving.engine.events import FinishEvent
+from stepwell.serving.engine.loop import EngineLoop
+from stepwell.serving.engine.observer import StepObservation
+from stepwell.serving.errors import RequestError, Status
+from stepwell.serving.handoff import Hub
+from stepwell.serving.hosting import HostedModel, OpenModel, open_decoder
+from stepwell.serving.metrics import Metrics
+from stepwell.serving.statistics import Statistics
+
+VERSION = "1"
+"""The only version a model has."""
+PLATFORM = "stepwell_decoder"
+"""What runs it, in the protocol's terms."""
+
+
+class ModelState(enum.Enum):
+    """Names of the protocol's repository index."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+class ServedModel:
+    """A model the configuration names. ``load`` and ``unload`` block and run in a worker thread, one at a time."""
+
+    def __init__(self, config: ModelConfig, metrics: Metrics, open_model: OpenModel = open_decoder) -> None:
+        self.config = config
+        self.name = config.display_name
+        self.state = ModelState.UNAVAILABLE
+        self.reason = "not loaded"
+        """Why it is in this state, for people; empty if READY."""
+        self.statistics = Statistics()
+        self.changing = asyncio.Lock()
+        """Held while it is loaded or unloaded."""
+        self._metrics = metrics
+        self._open_model = open_model
+        self._hosted: HostedModel | None = None
+        self._loop: EngineLoop | None = None
+        self._hub: Hub | None = None
+
+    @property
+    def hosted(self) -> HostedModel:
+        """What is in memory. Raises RequestError (UNAVAILABLE) if nothing is."""
+        if self._hosted is None or self.state is not ModelState.READY:
+            message = f"model: {self.name!r} is {self.state.value.lower()}; retry when it is ready"
+            raise RequestError(Status.UNAVAILABLE, message)
+        return self._hosted
+
+    @property
+    def hosted_or_none(self) -> HostedModel | None:
+        """What is in memory, whether or not it takes requests."""
+        return self._hosted
+
+    @property
+    def hub(self) -> Hub:
+        """The way of its events to the event loop; set while READY."""
+        assert self._hub is not None
+        return self._hub
+
+    @property
+    def has_text(self) -> bool:
+        """False if the checkpoint has no tokenizer: token ids only. Told as True while it is not loaded."""
+        return self._hosted is None or self._hosted.tokenizer is not None
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of its key-value cache; 0 while it is not loaded."""
+        return self._hosted.cache_bytes if self._hosted else 0
+
+    def load(self, event_loop: asyncio.AbstractEventLoop) -> None:
+        """Read the model and start its engine. Raises ValueError if it cannot be opened."""
+        self.state, self.reason = ModelState.LOADING, "loading"
+        hub = Hub(event_loop)
+        try:
+            hosted = self._open_model(self.config, _Observer(self, hub, self._metrics))
+        except Exception as error:
+            self.state, self.reason = ModelState.UNAVAILABLE, str(error)
+            raise
+        self._hosted, self._hub = hosted, hub
+        self._loop = EngineLoop(hosted.engine, name=f"stepwell-engine-{self.name}")
+        self._loop.start()
+        self._metrics.watch(self.name, hosted.engine)
+        self.state, self.reason = ModelState.READY, ""
+
+    def unload(self, drain_s: float) -> None:
+        """Let admitted requests finish for at most ``drain_s`` seconds, end the rest, and free the memory."""
+        if self._loop is None:
+            return
+        self.state, self.reason = ModelState.UNLOADING, "unloading"
+        self._loop.stop(drain_s)
+        self._metrics.unwatch(self.name)
+        self._hosted = self._loop = None
+        self.state, self.reason = ModelState.UNAVAILABLE, "unloaded"
+
+
+class _Observer:
+    """What happens on the engine's thread beside the answers: counting, and waking the event loop once a step."""
+
+    def __init__(self, served: ServedModel, hub: Hub, metrics: Metrics) -> None:
+        self._statistics = served.statistics
+        self._hub = hub
+        self._metrics = metrics.observer(served.name)
+
+    def request_finished(self, event: FinishEvent, request: Request) -> None:
+        self._statistics.request_finished(event)
+        self._metrics.request_finished(event, request)
+
+    def step_finished(self, step: StepObservation) -> None:
+        self._hub.step_committed()
+        self._statistics.step_finished()
+        self._metrics.step_finished(step)

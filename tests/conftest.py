@@ -1,0 +1,18 @@
+"""Settings of every test: one thread a process, and how hard property-based tests search."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# Before anything imports torch or numpy: workers share few cores, and sub-processes inherit it.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_variable] = "1"
+
+# "default" repeats exactly, so that a change is judged by what it changed; "thorough" explores anew each time:
+# HYPOTHESIS_PROFILE=thorough make test. No deadlines: the machine may be busy.
+_common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", _common, max_examples=40, derandomize=True)
+settings.register_profile("thorough", _common, max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
