@@ -32,9 +32,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Drop:
+    """``request`` ends here, uncomputed or half computed; the engine answers it."""
+
     request: Request
     reason: DropReason
     retry_after_s: float | None = None
+    """When trying again may help, in seconds from now; None if unknown or pointless."""
 
 
 @dataclass(frozen=True)

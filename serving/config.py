@@ -50,7 +50,10 @@ class ModelConfig:
     name: str = ""
     """Name clients use. Empty = the last part of ``source``."""
     dtype: str = field(default="auto", metadata=choice("auto", "float32", "bfloat16"))
-    """Type the weights and the cache are held in; ``auto`` = as stored in the checkpoint."""
+    """Type the weights run in; ``auto`` = as stored in the checkpoint. Keys and values are float32 for all."""
+    packed_weights_ratio: float = field(default=3.0, metadata=at_least(0.0))
+    """Memory for packed copies of weight slices, which multiply few rows faster, as a multiple of the weights' own;
+    0 = none."""
     default_slo_class: str = DEFAULT_CLASS
     """Class of requests that state no latency of their own."""
     policy: str = "max_quality"

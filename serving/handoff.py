@@ -1,7 +1,8 @@
 """From the engine's thread to the event loop, with one wake-up per engine step rather than one per token.
 
 Tokens of a step are kept until the step is committed and then cross to the loop together; the end of a request crosses
-at once, together with its last tokens, so a consumer always sees the last token and the end as one piece.
+as soon as it has been counted, together with its last tokens. So a reader always sees the last token and the end as one
+piece, and whoever has an answer finds it in the metrics.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class Mailbox:
         """Engine thread: take an event; never blocks."""
         self._pending.append(event)
         if isinstance(event, FinishEvent):
-            self._hub.publish_now(self)
+            self._hub.ended(self)
         elif not self._whole:
-            self._hub.publish_with_step(self)
+            self._hub.wrote(self)
 
     def take(self) -> list[Event]:
         """Engine thread: what has not crossed yet."""
@@ -82,19 +83,28 @@ class Hub:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._dirty: dict[Mailbox, None] = {}  # engine thread only; an ordered set
+        self._written: dict[Mailbox, None] = {}  # engine thread only; an ordered set
+        self._ended: list[Mailbox] = []  # engine thread only
 
-    def publish_with_step(self, mailbox: Mailbox) -> None:
-        self._dirty[mailbox] = None
+    def wrote(self, mailbox: Mailbox) -> None:
+        """Engine thread: it has new tokens, which cross with the step."""
+        self._written[mailbox] = None
 
-    def publish_now(self, mailbox: Mailbox) -> None:
-        self._dirty.pop(mailbox, None)
-        self._cross([mailbox])
+    def ended(self, mailbox: Mailbox) -> None:
+        """Engine thread: its request is over, which crosses when that has been counted."""
+        self._written.pop(mailbox, None)
+        self._ended.append(mailbox)
 
     def step_committed(self) -> None:
         """Engine thread: everything of the step has been written to the mailboxes."""
-        if self._dirty:
-            mailboxes, self._dirty = list(self._dirty), {}
+        if self._written:
+            mailboxes, self._written = list(self._written), {}
+            self._cross(mailboxes)
+
+    def end_counted(self) -> None:
+        """Engine thread: the requests that ended are in the metrics."""
+        if self._ended:
+            mailboxes, self._ended = self._ended, []
             self._cross(mailboxes)
 
     def _cross(self, mailboxes: list[Mailbox]) -> None:

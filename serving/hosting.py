@@ -11,7 +11,7 @@ import torch
 from stepwell.models.cache import PagedKVCache
 from stepwell.models.config import DecoderConfig
 from stepwell.models.ladder import LadderSet
-from stepwell.models.loader import open_model
+from stepwell.models.loader import LoadedModel, open_model
 from stepwell.schedulers.plan import Limits
 from stepwell.schedulers.registry import create_policy
 from stepwell.schedulers.request import OperatingPoint
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from stepwell.models.tokenizer import Tokenizer
 
 _DTYPES: Mapping[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+KV_DTYPE = torch.float32
+"""Keys and values are float32 for every model: on the CPU, torch's attention of a single query reads bfloat16 keys
+several times slower (``benchmarks/kernels.py``)."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,15 @@ def open_decoder(config: ModelConfig, observer: EngineObserver) -> HostedModel:
     """Load a decoder and build its engine. Raises ValueError naming the file or field and the remedy."""
     loaded = open_model(config.source, _DTYPES[config.dtype])
     decoder_config, ladders = loaded.config, loaded.ladders
-    dtype = next(loaded.decoder.parameters()).dtype
-    num_pages = cache_pages(config, decoder_config, dtype)
+    loaded.decoder.prepare_serving(packed_bytes(config, loaded), ffn_widths(ladders))
+    num_pages = cache_pages(config, decoder_config)
     cache = PagedKVCache(
         decoder_config.num_layers,
         decoder_config.num_kv_heads,
         decoder_config.head_dim,
         num_pages,
         page_tokens=config.page_tokens,
-        dtype=dtype,
+        dtype=KV_DTYPE,
     )
     limits = Limits(config.max_step_tokens, config.max_running, config.max_waiting)
     engine = Engine(
@@ -83,7 +86,7 @@ def open_decoder(config: ModelConfig, observer: EngineObserver) -> HostedModel:
         parameters_of={name: units.of(ladders.subnet(name)) for name in points},
         context_length=decoder_config.max_positions,
         vocab_size=decoder_config.vocab_size,
-        cache_bytes=num_pages * page_bytes(config, decoder_config, dtype),
+        cache_bytes=num_pages * page_bytes(config, decoder_config),
     )
 
 
@@ -97,16 +100,28 @@ def unit_parameters(config: DecoderConfig) -> UnitParameters:
     )
 
 
-def page_bytes(config: ModelConfig, decoder: DecoderConfig, dtype: torch.dtype) -> int:
+def packed_bytes(config: ModelConfig, loaded: LoadedModel) -> int:
+    """Memory that packed copies of the weights may take."""
+    weights = sum(parameter.nbytes for parameter in loaded.decoder.parameters())
+    return int(config.packed_weights_ratio * weights)
+
+
+def ffn_widths(ladders: LadderSet) -> set[int]:
+    """All FFN widths that some level runs in some layer."""
+    levels = (level for ladder in ladders.ladders.values() for level in ladder.levels)
+    return {channels for level in levels for channels in level.subnet.ffn_channels}
+
+
+def page_bytes(config: ModelConfig, decoder: DecoderConfig) -> int:
     """Keys and values of one page: ``page_tokens`` tokens of one layer."""
-    return 2 * config.page_tokens * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
+    return 2 * config.page_tokens * decoder.num_kv_heads * decoder.head_dim * KV_DTYPE.itemsize
 
 
-def cache_pages(config: ModelConfig, decoder: DecoderConfig, dtype: torch.dtype) -> int:
+def cache_pages(config: ModelConfig, decoder: DecoderConfig) -> int:
     """Pages of the cache; at least enough for one page in every layer."""
     if config.kv_cache_tokens is not None:
         return -(-config.kv_cache_tokens // config.page_tokens) * decoder.num_layers
-    pages = config.kv_cache_mib * MIB // page_bytes(config, decoder, dtype)
+    pages = config.kv_cache_mib * MIB // page_bytes(config, decoder)
     if pages < decoder.num_layers:
         raise ValueError(
             f"kv_cache_mib: {config.kv_cache_mib} MiB hold {pages} pages, fewer than the model's {decoder.num_layers} "

@@ -111,11 +111,12 @@ class Engine:
 
         pumping = asyncio.run_coroutine_threadsafe(pump(), self._loop)
         try:
-            chunk: Chunk | Exception | None = None
-            while chunk is None or chunk.report is None:
+            finished = False
+            while not finished:
                 chunk = arrived.get()
                 if isinstance(chunk, Exception):
                     raise chunk
+                finished = chunk.report is not None
                 yield chunk
         finally:
             pumping.cancel()
@@ -136,5 +137,5 @@ def _chunk(output: Output) -> Chunk:
 
 def _report(finish: FinishEvent) -> Report:
     """The fields that the client's report has, under the same names."""
-    served = {field.name: getattr(finish.report, field.name, None) for field in fields(Report)}
+    served: dict[str, Any] = {field.name: getattr(finish.report, field.name, None) for field in fields(Report)}
     return Report(**{**served, "outcome": finish.outcome.value, "finish_reason": finish.finish_reason})

@@ -113,8 +113,11 @@ class _Observer:
         self._metrics = metrics.observer(served.name)
 
     def request_finished(self, event: FinishEvent, request: Request) -> None:
-        self._statistics.request_finished(event)
-        self._metrics.request_finished(event, request)
+        try:
+            self._statistics.request_finished(event)
+            self._metrics.request_finished(event, request)
+        finally:
+            self._hub.end_counted()
 
     def step_finished(self, step: StepObservation) -> None:
         self._hub.step_committed()

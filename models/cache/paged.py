@@ -233,5 +233,4 @@ class PagedKVCache:
 
     def _allocate(self, seq: CacheSequence, last: PageIds, num_blocks: int) -> PageIds:
         room = max(self._num_blocks(seq.expected_tokens) - seq.num_blocks, num_blocks)
-        first, seq.placed = not seq.placed, True
-        return self._ledger.allocate(seq.sequence_id, last, num_blocks, room, make_room=first)
+        return self._ledger.allocate(seq.sequence_id, last, num_blocks, room)

@@ -12,6 +12,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
+from stepwell.models.cache.runs import Mask
 from stepwell.models.ladder import SubNetwork
 
 EMPTY_DIGEST = b""
@@ -39,8 +43,10 @@ class PrefixEntry:
 class PrefixIndex:
     """Entries by digest and by page. A page is in at most one entry; of entries that serve the same readers one."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_pages: int) -> None:
         self.num_idle_pages = 0
+        self._last_use = np.zeros(num_pages, np.int64)  # count of uses when an idle page was last used
+        self._num_uses = 0
         self._by_digest: dict[bytes, list[PrefixEntry]] = {}
         self._by_page: dict[int, PrefixEntry] = {}
         self._idle: OrderedDict[PrefixEntry, None] = OrderedDict()  # entries with idle pages, least recent first
@@ -90,12 +96,21 @@ class PrefixIndex:
         entry.idle.add(page)
         self.num_idle_pages += 1
         self._idle[entry] = None
+        self._num_uses += 1
+        self._last_use[page] = self._num_uses
         return True
 
     def touch(self, entry: PrefixEntry) -> None:
         """The entry was used: evict it last."""
         if entry in self._idle:
             self._idle.move_to_end(entry)
+            self._num_uses += 1
+            self._last_use[list(entry.idle)] = self._num_uses
+
+    def eviction_costs(self, free: Mask) -> npt.NDArray[np.int64]:
+        """What losing each idle page costs: 1 for the least recently used, more for later ones; 0 for free pages."""
+        oldest = self._last_use[min(next(iter(self._idle)).idle)] if self._idle else 0
+        return np.where(free, 0, np.maximum(self._last_use - oldest, 0) + 1)
 
     def evict(self) -> list[int]:
         """Remove the least recently used entry that has idle pages; returns those pages: they are free."""

@@ -1,4 +1,4 @@
-"""Runs of consecutive page ids in a mask: where a new run of pages is placed."""
+"""Where in the pool consecutive page ids can be had."""
 
 from __future__ import annotations
 
@@ -7,40 +7,45 @@ import numpy.typing as npt
 
 PageIds = npt.NDArray[np.int32]
 """Page ids of one layer row or of several ([rows, blocks])."""
+Mask = npt.NDArray[np.bool_]
+"""One flag a page of the pool."""
 
 
-class Runs:
-    """The runs of True in a mask of pages; taking pages shrinks them. A snapshot: the mask itself is not written."""
+def cheapest_window(usable: Mask, cost: npt.NDArray[np.int64], length: int) -> int | None:
+    """First of the ``length`` consecutive usable pages of the least total ``cost``; None if there are none."""
+    if length > len(usable):
+        return None
+    num_blocked, total = (np.concatenate(([0], np.cumsum(each, dtype=np.int64))) for each in (~usable, cost))
+    starts = np.flatnonzero(num_blocked[length:] == num_blocked[:-length])
+    if not len(starts):
+        return None
+    return int(starts[np.argmin(total[starts + length] - total[starts])])
 
-    def __init__(self, mask: npt.NDArray[np.bool_]) -> None:
-        edges = np.diff(mask.view(np.int8), prepend=np.int8(0), append=np.int8(0))
-        self._starts = np.flatnonzero(edges == 1)
-        self._lengths = np.flatnonzero(edges == -1) - self._starts
 
-    def take_fitting(self, num_pages: int) -> int | None:
-        """First page of the smallest run with ``num_pages`` pages, which are taken; None if no run is long enough."""
-        fits = np.flatnonzero(self._lengths >= num_pages)
-        if not len(fits):
-            return None
-        best = fits[np.argmin(self._lengths[fits])]
-        start = int(self._starts[best])
-        self._starts[best] += num_pages
-        self._lengths[best] -= num_pages
-        return start
+def longest_run(usable: Mask) -> tuple[int, int]:
+    """First page and length of the longest run of usable pages; length 0 if there is none."""
+    starts, lengths = _runs(usable)
+    if not len(starts):
+        return 0, 0
+    best = np.argmax(lengths)
+    return int(starts[best]), int(lengths[best])
 
-    def longest(self) -> int:
-        """Pages in the longest run."""
-        return int(self._lengths.max(initial=0))
 
-    def take_scattered(self, num_pages: int) -> PageIds:
-        """Up to ``num_pages`` pages, from the ends of the longest runs (the starts are where others may grow)."""
-        pieces = [np.empty(0, np.int32)]
-        missing = num_pages
-        while missing and (longest := self.longest()):
-            best = np.argmax(self._lengths)
-            length = min(missing, longest)
-            stop = int(self._starts[best] + self._lengths[best])
-            pieces.append(np.arange(stop - length, stop, dtype=np.int32))
-            self._lengths[best] -= length
-            missing -= length
-        return np.concatenate(pieces)
+def scattered_pages(usable: Mask, num_pages: int) -> PageIds:
+    """Up to ``num_pages`` usable pages, from the ends of the longest runs: at their starts others may want to grow."""
+    starts, lengths = _runs(usable)
+    pieces = [np.empty(0, np.int32)]
+    for run in np.argsort(-lengths, kind="stable"):
+        length = min(num_pages, int(lengths[run]))
+        stop = int(starts[run] + lengths[run])
+        pieces.append(np.arange(stop - length, stop, dtype=np.int32))
+        num_pages -= length
+        if not num_pages:
+            break
+    return np.concatenate(pieces)
+
+
+def _runs(mask: Mask) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    edges = np.diff(mask.view(np.int8), prepend=np.int8(0), append=np.int8(0))
+    starts = np.flatnonzero(edges == 1)
+    return starts, np.flatnonzero(edges == -1) - starts

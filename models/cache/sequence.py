@@ -31,8 +31,6 @@ class CacheSequence:
         """Digest of each full committed block (see ``prefix.block_digest``)."""
         self.tail_shared = False
         """The block that the next token goes to may be shared or indexed: copy before writing."""
-        self.placed = False
-        """It has chosen where to grow."""
         self._rows = {layer: row for row, layer in enumerate(subnet.kv_layers)}
         self._pages = np.empty((len(self._rows), 8), np.int32)
         self._starts: list[int] = [-1] * len(self._rows)

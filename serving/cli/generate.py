@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     needs.add_argument("--slo-ms", type=float, metavar="MS", help="latency of the whole answer")
     needs.add_argument("--ttft-ms", type=float, metavar="MS", help="time to the first token")
     needs.add_argument("--tpot-ms", type=float, metavar="MS", help="time per token after the first")
-    needs.add_argument("--min-quality", type=float, metavar="Q", help="quality floor relative to the full model, (0, 1]")
+    needs.add_argument("--min-quality", type=float, metavar="Q", help="quality floor relative to the full model")
     needs.add_argument(
         "--operating-point", metavar="P", help="serve exactly there: LADDER:LEVEL, max or min (see stepwell ladder)"
     )

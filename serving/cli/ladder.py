@@ -78,10 +78,8 @@ def _point(point: OperatingPoint, level: Level, parameters: int) -> dict[str, An
 def _text(document: dict[str, Any]) -> str:
     metric = document["quality_metric"]
     name = metric.get("name", "metric")
-    lines = [
-        f"{document['model']}: {millions(document['parameters'])} parameters run for each token at full size, "
-        f"context {document['context_length']} tokens"
-    ]
+    size = f"{millions(document['parameters'])} parameters run for each token at full size"
+    lines = [f"{document['model']}: {size}; context {document['context_length']} tokens"]
     if "data" in metric:
         lines.append(f"quality: from {name} ({metric.get('better', '?')} is better), {metric['data']}")
     for ladder in document["ladders"]:
@@ -106,7 +104,7 @@ def _ladder_table(points: Sequence[dict[str, Any]], metric: str) -> str:
         ]
         for point in points
     ]
-    return table(headers, rows, left="point")
+    return table(headers, rows, left=["point"])
 
 
 def units(per_layer: Sequence[int]) -> str:

@@ -1,11 +1,11 @@
-"""What commands print: results on standard output, as text or as one JSON document; everything else on standard error."""
+"""What commands print: results on standard output, as text or one JSON document; all else on standard error."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 
@@ -32,14 +32,13 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: str = "") -> str:
-    """Aligned columns, two spaces apart. ``left`` names the headers of columns aligned left, separated by commas."""
-    names = left.split(",")
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str] = ()) -> str:
+    """Aligned columns, two spaces apart; those whose header is in ``left`` to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
 
     def line(cells: Sequence[str]) -> str:
         aligned = [
-            cell.ljust(width) if header in names else cell.rjust(width)
+            cell.ljust(width) if header in left else cell.rjust(width)
             for header, cell, width in zip(headers, cells, widths, strict=True)
         ]
         return "  ".join(aligned).rstrip()

@@ -22,7 +22,7 @@ HELP = "serve models over gRPC"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``stepwell serve``."""
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="what to serve, instead of the configuration's models")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="what to serve, instead of the models in --config")
     parser.add_argument("--config", metavar="F", help="YAML configuration")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine only)")
     parser.add_argument("--grpc-port", type=int, metavar="N", help="port of gRPC (default 8001; 0 = any free one)")

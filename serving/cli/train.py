@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     config = _config(args)
     if (config.output / CHECKPOINT_FOLDER).exists() and not args.resume:
-        raise CommandError(f"--out: {config.output} holds a checkpoint; add --resume to go on from it, or choose another")
+        raise CommandError(f"--out: {config.output} holds a checkpoint; add --resume to go on, or choose another")
     started = time.monotonic()
     say(f"reading text; the run is written to {config.output}")
     model = train(config, _Reporter())
@@ -87,7 +87,7 @@ def _recipe(path: Path | None) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CommandError(f"--recipe: {path} is not readable as JSON ({error}); correct it") from error
     if not isinstance(document, dict):
-        raise CommandError(f"--recipe: {path} holds no JSON object; write one, such as {{\"num_steps\": 1000}}")
+        raise CommandError(f"--recipe: {path} holds no JSON object; write the fields that differ between braces")
     return document
 
 

@@ -79,7 +79,8 @@ class Generation:
     def next_step(self, num_tokens: int) -> SequenceStep:
         """Run the next ``num_tokens`` tokens (at most all pending ones; if all, one more is sampled)."""
         request = self.request
-        assert self.pages is not None and request.point is not None
+        assert self.pages is not None
+        assert request.point is not None
         start = request.computed_tokens
         end = min(start + num_tokens, request.known_tokens)
         return SequenceStep(

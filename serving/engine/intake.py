@@ -21,6 +21,7 @@ def accept(job: GenerationJob, sink: Sink, keeper: PageKeeper, tokenizer: Tokeni
     Operating points at which the request could never fit the cache are removed from ``job.request.points``.
     """
     request = job.request
+    assert request.prompt_tokens == len(job.prompt_ids)
     if not job.prompt_ids:
         raise invalid("prompt", "empty", len(job.prompt_ids), "send at least one token")
     if request.max_tokens < 1:

@@ -36,11 +36,13 @@ class EngineLoop:
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, give those taken in ``drain_s`` seconds to finish, end the rest (UNAVAILABLE), and wait
-        for the thread."""
+        for the thread. Without a thread everything ends at once."""
         self._stop_at_s = time.monotonic() + drain_s
         self._engine.drain()
         if self.alive:
             self._thread.join()
+        else:
+            self._engine.abandon()
 
     @property
     def _done(self) -> bool:

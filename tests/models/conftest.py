@@ -185,7 +185,7 @@ class ServingLoop:
 
     def open(self, subnet: SubNetwork, prompt: Sequence[int] = ()) -> Stream:
         """A new stream; what the cache knows of ``prompt`` is taken from there (see ``stream.token_ids``)."""
-        stream = Stream(subnet, self.cache.open(subnet))
+        stream = Stream(subnet, self.cache.open(subnet, expected_tokens=48))
         if prompt:
             stream.token_ids = list(prompt[: self.cache.match_prefix(stream.pages, prompt)])
         return stream

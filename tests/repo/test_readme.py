@@ -72,7 +72,7 @@ class Reader:
     """Runs blocks in ``folder``; the servers they start end with ``servers``."""
 
     folder: Path
-    makefile: Path
+    root: Path
     servers: ExitStack
     ports: dict[str, str] = field(default_factory=lambda: {"8001": str(free_port()), "8002": str(free_port())})
 
@@ -89,7 +89,7 @@ class Reader:
     def run_command(self, block: Block, words: list[str]) -> None:
         stepwell = str(Path(sys.executable).with_name("stepwell"))
         if words[0] == "make":
-            self.run(block, ["make", "-n", "-f", str(self.makefile), *words[1:]])
+            self.run(block, ["make", "-n", "-C", str(self.root), *words[1:]])
         elif words[:2] == ["stepwell", "serve"]:
             ports = ["--grpc-port", self.ports["8001"], "--http-port", self.ports["8002"]]
             self.servers.enter_context(self.server(block, [stepwell, *words[1:], *ports]))
@@ -139,7 +139,7 @@ def reader(root: Path, tmp_path: Path) -> Iterator[Reader]:
     for entry in root.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
     with ExitStack() as servers:
-        yield Reader(tmp_path, root / "Makefile", servers)
+        yield Reader(tmp_path, root, servers)
 
 
 def test_readme_blocks_run(reader: Reader, root: Path) -> None:

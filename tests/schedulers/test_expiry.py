@@ -36,7 +36,5 @@ def test_a_queue_timeout_is_told_from_a_deadline(make) -> None:
 
 @given(deadline_s=instants, hard_s=instants, queue_s=instants, running=st.booleans(), now=st.integers(0, 21))
 def test_expiry_time_and_drop_agree(make, deadline_s, hard_s, queue_s, running, now) -> None:
-    request = make.request(
-        deadline_s=deadline_s, hard_deadline_s=hard_s, queue_deadline_s=queue_s, running=running
-    )
+    request = make.request(deadline_s=deadline_s, hard_deadline_s=hard_s, queue_deadline_s=queue_s, running=running)
     assert (drop_reason(request, now) is not None) == (now >= expires_s(request))

@@ -31,7 +31,9 @@ def test_earliest_deadline_first(make) -> None:
 
 
 def test_equal_deadlines_go_by_priority_then_arrival(make) -> None:
-    requests = [make.request(hard_deadline_s=9.0, priority=p, arrival_s=a) for p, a in [(0, 0), (3, 0), (2, -1), (1, 0)]]
+    requests = [
+        make.request(hard_deadline_s=9.0, priority=p, arrival_s=a) for p, a in [(0, 0), (3, 0), (2, -1), (1, 0)]
+    ]
     order = [requests[i].request_id for i in (3, 2, 0, 1)]
     assert names(plan(make, requests)) == order
 
@@ -40,7 +42,9 @@ def test_waiting_ages_past_more_urgent_classes(make) -> None:
     old_low = make.request(priority=3, arrival_s=0.0)
     assert urgency(make.request(priority=1, arrival_s=2 * PATIENCE_S - 1)) < urgency(old_low)
     assert urgency(old_low) < urgency(make.request(priority=1, arrival_s=2 * PATIENCE_S + 1))
-    assert urgency(old_low) < urgency(make.request(arrival_s=3 * PATIENCE_S, deadline_s=1.0)), "nor starves by deadlines"
+    assert urgency(old_low) < urgency(make.request(arrival_s=3 * PATIENCE_S, deadline_s=1.0)), (
+        "nor starves by deadlines"
+    )
 
 
 def test_level_is_the_best_allowed_unless_started_or_pinned(make) -> None:
@@ -48,7 +52,9 @@ def test_level_is_the_best_allowed_unless_started_or_pinned(make) -> None:
     pinned, put_back = make.request(points=make.points[:1]), make.request(running=True)
     put_back.phase, put_back.point = Phase.WAITING, make.points[1]
     served = {s.request: s.point for s in plan(make, [free, floor_only, pinned, put_back]).slices}
-    assert served == dict(zip([free, floor_only, pinned, put_back], [make.points[i] for i in (2, 1, 0, 1)], strict=True))
+    assert served == dict(
+        zip([free, floor_only, pinned, put_back], [make.points[i] for i in (2, 1, 0, 1)], strict=True)
+    )
 
 
 def test_decodes_come_before_prompts_which_share_the_rest(make) -> None:

@@ -55,6 +55,7 @@ def test_every_token_arrives_once_in_order_and_the_last_comes_with_the_end(steps
                     count += 1
                 if number == len(steps) - 1:
                     mailbox.sink(finish())
+                    hub.end_counted()
                 hub.step_committed()
 
         reading = asyncio.create_task(read_all(mailbox))
@@ -86,11 +87,15 @@ def test_a_token_does_not_arrive_before_its_step_is_committed() -> None:
     asyncio.run(main())
 
 
-def test_the_end_outside_of_a_step_arrives_at_once() -> None:
+def test_the_end_arrives_when_it_is_counted_whether_or_not_there_is_a_step() -> None:
     async def main() -> None:
-        mailbox = Mailbox(Hub(asyncio.get_running_loop()), whole=False)
+        hub = Hub(asyncio.get_running_loop())
+        mailbox = Mailbox(hub, whole=False)
+        reading = asyncio.create_task(mailbox.next())
         await in_thread(lambda: mailbox.sink(finish()))
-        chunk = await mailbox.next()
+        assert not reading.done()
+        await in_thread(hub.end_counted)
+        chunk = await reading
         assert chunk.finish is not None
         assert (chunk.token_ids, chunk.logprobs) == ((), None)
 
@@ -126,3 +131,4 @@ def test_the_engine_survives_a_loop_that_is_closed(whole: bool) -> None:
     mailbox.sink(token(0))
     hub.step_committed()
     mailbox.sink(finish())
+    hub.end_counted()

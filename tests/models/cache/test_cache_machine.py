@@ -109,12 +109,14 @@ class CacheMachine(RuleBasedStateMachine):
         blocks = max(-(-num_tokens // seq.page_tokens) - seq.num_blocks, 0)
         try:
             self.cache.reserve(seq, num_tokens)
-        except OutOfPages as error:
-            assert error.available == self.cache.free_pages < error.needed <= seq.num_rows * (blocks + 1)
-            assert before == (seq.table.tolist(), seq.num_tokens, self.cache.free_pages, self.cache.cached_pages)
-            return False
-        assert seq.capacity >= num_tokens
-        return True
+        except OutOfPages as caught:
+            error = caught
+        else:
+            assert seq.capacity >= num_tokens
+            return True
+        assert error.available == self.cache.free_pages < error.needed <= seq.num_rows * (blocks + 1)
+        assert before == (seq.table.tolist(), seq.num_tokens, self.cache.free_pages, self.cache.cached_pages)
+        return False
 
     @invariant()
     def reads_its_own_history(self) -> None:

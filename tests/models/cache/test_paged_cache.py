@@ -146,18 +146,25 @@ def test_out_of_pages_changes_nothing_and_says_how_many(make_cache: MakeCache, f
     cache.reserve(seq, 8)
 
 
-def test_reclaims_the_least_recently_used_prefix_from_its_end(make_cache: MakeCache, full: SubNetwork) -> None:
-    cache = make_cache(12)
+def test_reclaims_the_least_recently_used_prefix_from_its_end(make_cache: MakeCache) -> None:
+    cache = make_cache(4)
+    one_layer = SubNetwork((2, 0, 0), (8, 0, 0))
     old, new = [1] * 8, [2] * 4
-    cache.free(run(cache, full, old))
-    cache.free(run(cache, full, new))
-    assert (cache.cached_pages, cache.free_pages) == (9, 12)
-    first = run(cache, full, [3, 3, 3, 3, 3, 3])  # needs 6 pages, 3 are free
-    assert [num_matched(cache, full, [*prompt, 0]) for prompt in (old, new)] == [4, 4]
-    second = run(cache, full, [4])  # looking `new` up last made `old` the older
-    assert [num_matched(cache, full, [*prompt, 0]) for prompt in (old, new)] == [0, 4]
-    cache.free(first)
-    cache.free(second)
+    cache.free(run(cache, one_layer, old))
+    cache.free(run(cache, one_layer, new))
+    assert (cache.cached_pages, cache.free_pages) == (3, 4)
+
+    def known() -> list[int]:
+        return [num_matched(cache, one_layer, [*prompt, 0]) for prompt in (old, new)]
+
+    holders = [run(cache, one_layer, [3])]
+    assert known() == [8, 4]  # there was a free page
+    holders.append(run(cache, one_layer, [4]))
+    assert known() == [4, 4]
+    holders.append(run(cache, one_layer, [5]))  # looking `new` up last made `old` the older
+    assert known() == [0, 4]
+    for seq in holders:
+        cache.free(seq)
 
 
 def test_truncate_gives_pages_back_and_protects_cached_ones(make_cache: MakeCache, full: SubNetwork) -> None:

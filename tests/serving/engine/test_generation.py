@@ -108,7 +108,10 @@ def test_prefixes_of_another_width_are_not_reused(make_world, fake) -> None:
         ({"prompt": ()}, "prompt: empty"),
         ({"max_tokens": 0}, "max_tokens: must be >= 1, got 0"),
         ({"stop": ("x",)}, "stop: needs a tokenizer"),
-        ({"prompt": range(10), "max_tokens": 200, "points": ["depth:2"]}, "max_tokens: .* never fit the cache .*got 200"),
+        (
+            {"prompt": range(10), "max_tokens": 200, "points": ["depth:2"]},
+            "max_tokens: .* never fit the cache .*got 200",
+        ),
     ],
 )
 def test_what_can_never_be_served_is_refused_at_once(make_world, options, message: str) -> None:

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from stepwell.schedulers.expiry import drop_reason
+from stepwell.schedulers.plan import Drop, StepPlan
 from stepwell.serving.engine.events import FinishEvent, Outcome
 from stepwell.serving.engine.loop import EngineLoop
 from stepwell.serving.errors import RequestError, Status
@@ -85,9 +87,6 @@ def test_a_waiting_request_is_answered_when_its_deadline_comes(make_world) -> No
         name = "never"
 
         def plan(self, now, waiting, running, capacity, cost_model):
-            from stepwell.schedulers.expiry import drop_reason
-            from stepwell.schedulers.plan import Drop, StepPlan
-
             return StepPlan(drops=[Drop(r, why) for r in waiting if (why := drop_reason(r, now))])
 
     world = make_world(clock=time.monotonic, policy=Never())
@@ -121,10 +120,13 @@ def test_stopping_ends_what_does_not_finish_in_time(started) -> None:
     assert [client.end.error.code for client in (running, waiting)] == [Status.UNAVAILABLE] * 2
 
 
-def test_a_loop_that_never_started_can_be_stopped(make_world) -> None:
-    loop = EngineLoop(make_world().engine)
-    loop.stop()
+def test_stopping_a_loop_that_never_started_answers_what_was_submitted(make_world) -> None:
+    world = make_world()
+    loop, client = EngineLoop(world.engine), Client()
+    world.submit(sink=client)
+    loop.stop(drain_s=LONG_S)
     assert not loop.alive
+    assert client.outcome() is Outcome.EXPIRED
 
 
 def test_the_loop_survives_an_unexpected_error(started, monkeypatch, caplog) -> None:

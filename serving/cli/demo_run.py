@@ -1,0 +1,158 @@
+"""Runs the demonstration: a real server on loopback, one client thread a request, all sent at once over gRPC."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+
+from stepwell.schedulers.request import Request
+from stepwell.serving.app import Server
+from stepwell.serving.background import BackgroundServer
+from stepwell.serving.cli.demo_load import PROMPTS, Wish, mixed_load
+from stepwell.serving.cli.output import CommandError, say
+from stepwell.serving.client import Client
+from stepwell.serving.client_types import ModelDescription, Report, RequestFailedError
+from stepwell.serving.config import ModelConfig, ServerConfig, SLOClass
+from stepwell.serving.engine.events import FinishEvent
+from stepwell.serving.engine.observer import EngineObserver, StepObservation
+from stepwell.serving.hosting import HostedModel, open_decoder
+
+PATIENCE_S = 300.0
+"""For all answers together; then something is broken."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one request got."""
+
+    wish: Wish
+    text: str
+    report: Report | None
+    """None if it was not served to its end."""
+    error: RequestFailedError | None
+    client_ms: float
+    """From sending the request until the end of its answer, as the client saw it."""
+
+    @property
+    def outcome(self) -> str:
+        """``met``, ``missed``, ``expired`` or ``refused``."""
+        if self.report is not None:
+            return self.report.outcome
+        assert self.error is not None
+        return "expired" if self.error.status == "DEADLINE_EXCEEDED" else "refused"
+
+
+@dataclass(frozen=True)
+class StepMix:
+    """What one engine step held."""
+
+    num_sequences: int
+    points: frozenset[str]
+    """Names of the operating points its sequences ran at."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The whole run."""
+
+    model: ModelDescription
+    classes: Mapping[str, SLOClass]
+    """The server's SLO classes."""
+    answers: Sequence[Answer]
+    """In the order of the requests."""
+    steps: Sequence[StepMix]
+    seconds: float
+    """From sending the first request to the last answer."""
+
+
+class StepWatch:
+    """An observer that records which operating points each step mixes, and passes everything on."""
+
+    def __init__(self, inner: EngineObserver) -> None:
+        self.steps: list[StepMix] = []
+        self._inner = inner
+        self._hosted: HostedModel | None = None
+        self._computed: dict[str, int] = {}
+        self._ended: set[str] = set()
+
+    def watch(self, hosted: HostedModel) -> None:
+        """Tell it whose steps it sees."""
+        self._hosted = hosted
+
+    def request_finished(self, event: FinishEvent, request: Request) -> None:
+        """A request that got all of its output ended in the step that is being committed."""
+        if event.error is None and request.point is not None:
+            self._ended.add(request.point.name)
+        self._inner.request_finished(event, request)
+
+    def step_finished(self, step: StepObservation) -> None:
+        """Whoever was in the step has advanced, or ended in it."""
+        assert self._hosted is not None
+        running = self._hosted.engine.running
+        advanced = [r for r in running if self._computed.get(r.request_id) != r.computed_tokens]
+        points = self._ended | {r.point.name for r in advanced if r.point is not None}
+        self.steps.append(StepMix(step.num_sequences, frozenset(points)))
+        self._computed = {r.request_id: r.computed_tokens for r in running}
+        self._ended = set()
+        self._inner.step_finished(step)
+
+
+def run_demo(model: str, num_requests: int) -> Outcome:
+    """Serve ``model`` and send the mixed load. Raises ValueError if it cannot be opened."""
+    watches: list[StepWatch] = []
+
+    def open_watched(config: ModelConfig, observer: EngineObserver) -> HostedModel:
+        watches.append(StepWatch(observer))
+        hosted = open_decoder(config, watches[-1])
+        watches[-1].watch(hosted)
+        return hosted
+
+    config = ServerConfig(models=(ModelConfig(model),), grpc_port=0, http_port=0)
+    say(f"loading {model} ...")
+    with BackgroundServer(Server(config, open_watched)) as running, Client(running.address) as client:
+        name = config.models[0].display_name
+        client.complete(name, PROMPTS[0], max_tokens=8)  # the first request of a process finds nothing warm
+        watches[-1].steps.clear()
+        description = client.describe(name)
+        wishes = mixed_load(description, num_requests)
+        say(f"gRPC on {running.address}; sending {len(wishes)} requests at once ...")
+        started = time.perf_counter()
+        answers = send_all(client, name, wishes)
+        seconds = time.perf_counter() - started
+        return Outcome(description, config.slo_classes, answers, tuple(watches[-1].steps), seconds)
+
+
+def send_all(client: Client, model: str, wishes: Sequence[Wish]) -> list[Answer]:
+    """Send every wish from a thread of its own, all at the same moment; returns the answers in order."""
+    barrier = threading.Barrier(len(wishes))
+
+    def ask(wish: Wish, index: int) -> Answer:
+        barrier.wait()
+        return _ask(client, model, wish, seed=index)
+
+    with ThreadPoolExecutor(len(wishes), thread_name_prefix="client") as threads:
+        asked = [threads.submit(ask, wish, index) for index, wish in enumerate(wishes)]
+        try:
+            until = time.monotonic() + PATIENCE_S
+            return [future.result(max(0.0, until - time.monotonic())) for future in asked]
+        except FutureTimeoutError as error:
+            client.close()
+            raise CommandError(f"demo: no answer within {PATIENCE_S:.0f} s; is the machine overloaded?") from error
+
+
+def _ask(client: Client, model: str, wish: Wish, seed: int) -> Answer:
+    pieces, report, failure = [], None, None
+    started = time.perf_counter()
+    try:
+        for chunk in client.generate(
+            model, wish.prompt, temperature=0.6, top_p=0.95, seed=seed, ignore_eos=True, **wish.options()
+        ):
+            pieces.append(chunk.text)
+            report = chunk.report
+    except RequestFailedError as error:
+        failure = error
+    return Answer(wish, "".join(pieces), report, failure, (time.perf_counter() - started) * 1e3)
