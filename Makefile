@@ -5,9 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-# Where pip also looks for torch on Linux, where PyPI's own wheel brings gigabytes of CUDA. Used if it answers.
-# For a GPU: `make TORCH_INDEX= ...`.
-TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
+# On Linux, pip's usual index has torch with gigabytes of CUDA. To take the CPU build instead, point pip at PyTorch's own
+# index (PIP_EXTRA_INDEX_URL, or PIP_FIND_LINKS for a folder of wheels): pip's settings are respected.
 
 # Options of pytest: two workers, each keeping to one file at a time and to one thread (tests/conftest.py).
 PYTEST_ARGS ?= -q -n 2 --dist loadfile
@@ -60,7 +59,7 @@ protos: $(TEST)
 	cp $(PROTO_BUILD)/$(PROTO_PATH)/* $(PB)/
 
 # Every table but the comparison of trainings, which takes hours: docs/nested_training.md.
-TABLES := $(filter-out %/common.py %/nested_vs_truncated.py,$(wildcard benchmarks/*.py))
+TABLES := $(filter-out %/nested_vs_truncated.py,$(shell grep -l __main__ benchmarks/*.py))
 bench: $(TEST)
 	@set -e; for table in $(TABLES); do echo "== $$table"; $(PY) $$table $(ARGS); done
 
@@ -83,13 +82,7 @@ $(PY):
 # One resolving install each; the test environment contains the runtime one.
 define install
 	@echo "Installing (the first time takes a minute or more: torch is large) ..."
-	@index="$(TORCH_INDEX)"; \
-	if [ -n "$$index" ] && ! $(PY) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=5)' \
-	        "$$index/torch/" 2>/dev/null; then \
-	    echo "$$index does not answer: torch comes from your usual package index"; index=; \
-	fi; \
-	$(PY) -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
-	    $${index:+--extra-index-url $$index} -e '$(1)'
+	$(PY) -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '$(1)'
 endef
 
 $(RUNTIME): $(PINS) | $(PY)

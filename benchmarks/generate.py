@@ -45,7 +45,8 @@ class Load:
     def ragged(cls, num_requests: int, seed: int) -> Load:
         """Uniform prompt lengths 64..1024 and output lengths 16..256."""
         draw = random.Random(seed)
-        prompts = [[draw.randrange(LLAMA_110M.vocab_size) for _ in range(draw.randint(64, 1024))] for _ in range(num_requests)]
+        sizes = [draw.randint(64, 1024) for _ in range(num_requests)]
+        prompts = [[draw.randrange(LLAMA_110M.vocab_size) for _ in range(size)] for size in sizes]
         return cls(prompts, [draw.randint(16, 256) for _ in prompts])
 
 
@@ -53,7 +54,8 @@ def run_stepwell(decoder: Decoder, load: Load, concurrency: int) -> tuple[float,
     """Seconds and output ids."""
     config = decoder.config
     blocks = sum(-(-(len(p) + n) // PAGE_TOKENS) for p, n in zip(load.prompts, load.lengths, strict=True))
-    cache = PagedKVCache(config.num_layers, config.num_kv_heads, config.head_dim, blocks * config.num_layers, PAGE_TOKENS)
+    num_pages = blocks * config.num_layers
+    cache = PagedKVCache(config.num_layers, config.num_kv_heads, config.head_dim, num_pages, PAGE_TOKENS)
     limits = Limits(max_step_tokens=512, max_running=concurrency)
     engine = Engine(
         runner=DecoderRunner(decoder, cache),
@@ -127,7 +129,26 @@ def shared_prefix(ours: Sequence[list[int]], theirs: Sequence[list[int]]) -> flo
     return same / total
 
 
+def row(
+    name: str, concurrency: int, repeats: int, decoder: Decoder, model: LlamaForCausalLM, rounds: float
+) -> list[str]:
+    """Both engines on the same load, in turn."""
+    load = Load.ragged(max(4, int(concurrency * rounds)), seed=concurrency)
+    seconds: list[tuple[float, float]] = []
+    agreement = 0.0
+    for _ in range(repeats):
+        print(f"{name}, {concurrency} concurrent, {len(load.prompts)} requests ...", file=sys.stderr)
+        ours, our_ids = run_stepwell(decoder, load, concurrency)
+        theirs, their_ids = run_transformers(model, load, concurrency)
+        seconds.append((ours, theirs))
+        agreement = shared_prefix(our_ids, their_ids)
+    speeds = [f"{sum(load.lengths) / statistics.median(column):.1f}" for column in zip(*seconds, strict=True)]
+    ratio = statistics.median(theirs / ours for ours, theirs in seconds)
+    return [name, str(concurrency), str(len(load.prompts)), *speeds, f"{ratio:.2f}", f"{agreement:.3f}"]
+
+
 def main() -> None:
+    """Print the table."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=float, default=2.0, help="requests per concurrent slot")
@@ -140,23 +161,19 @@ def main() -> None:
         model = reference(decoder)
         decoder.prepare_serving(packed_bytes=2 << 30)
         for concurrency in options.concurrency:
-            load = Load.ragged(max(4, int(concurrency * options.rounds)), seed=concurrency)
-            ratios, ours_s, theirs_s, agreement = [], [], [], 0.0
-            for _ in range(options.repeats):
-                print(f"{name}, {concurrency} concurrent, {len(load.prompts)} requests ...", file=sys.stderr)
-                ours, our_ids = run_stepwell(decoder, load, concurrency)
-                theirs, their_ids = run_transformers(model, load, concurrency)
-                ours_s.append(ours)
-                theirs_s.append(theirs)
-                ratios.append(theirs / ours)
-                agreement = shared_prefix(our_ids, their_ids)
-            tokens = sum(load.lengths)
-            speeds = [f"{tokens / statistics.median(seconds):.1f}" for seconds in (ours_s, theirs_s)]
-            rows.append([name, str(concurrency), str(len(load.prompts)), *speeds, f"{statistics.median(ratios):.2f}", f"{agreement:.3f}"])
+            rows.append(row(name, concurrency, options.repeats, decoder, model, options.rounds))
     report(
         "generate",
         "Finished tokens per second, 110M-parameter Llama shape, ragged prompts and outputs",
-        ["", "concurrent", "requests", "Stepwell", "transformers `generate`", "ratio", "tokens equal before the first difference"],
+        [
+            "",
+            "concurrent",
+            "requests",
+            "Stepwell",
+            "transformers `generate`",
+            "ratio",
+            "equal before the first difference",
+        ],
         rows,
         "Prompts 64..1024, outputs 16..256 tokens, greedy, random weights; prefill included in the time.",
         options.save,

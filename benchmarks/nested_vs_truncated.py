@@ -1,7 +1,9 @@
 """Sorted training beside plain training and truncation: quality against cost. Writes the table and plot in ``docs/``.
 
-    python benchmarks/nested_vs_truncated.py                    train both from scratch (hours on two CPU cores)
-    python benchmarks/nested_vs_truncated.py --checkpoints DIR  measure DIR/sorted and DIR/plain of an earlier run
+    python benchmarks/nested_vs_truncated.py                    train both (about two hours on two CPU cores)
+    python benchmarks/nested_vs_truncated.py --checkpoints DIR  measure DIR/sorted and DIR/plain again
+
+Training goes on where an interrupted call stopped; a run that is already done is not repeated.
 
 Both networks see the same text in the same order for the same number of optimiser steps, with the same seed and
 learning rates. Sorted training splits the tokens of a step among sampled sub-networks; plain training gives all of
@@ -48,8 +50,8 @@ def main() -> int:
     folder = args.checkpoints or args.output
     if args.checkpoints is None:
         for kind in KINDS:
-            train(NestedConfig(output=folder / kind, sampling=kind, num_steps=args.steps), _report)
-    results = compare(folder)
+            _train_if_needed(NestedConfig(output=folder / kind, sampling=kind, num_steps=args.steps))
+    results = compare(folder, measure_again=args.checkpoints is not None)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_page(table(results))
     plot(results)
@@ -57,11 +59,12 @@ def main() -> int:
     return 0
 
 
-def compare(folder: Path) -> dict[str, Any]:
-    """Measure both runs on the held-out text; returns the content of the results file."""
-    configs = {kind: _recipe(folder / kind) for kind in KINDS}
+def compare(folder: Path, measure_again: bool) -> dict[str, Any]:
+    """Both runs' measurements on the held-out text, theirs or new ones; returns the content of the results file."""
+    stored = {kind: _evaluation(folder / kind) for kind in KINDS}
+    configs = {kind: NestedConfig.from_json(stored[kind]["recipe"], output=folder / kind) for kind in KINDS}
     text = prepare_text(configs["sorted"])
-    found = {kind: _measure(config, text) for kind, config in configs.items()}
+    found = {kind: _measure(configs[kind], text) for kind in KINDS} if measure_again else stored
     grid = parse_grid(found["sorted"]["bits_per_byte"])
     attention, channel = layer_parameters(configs["sorted"])
     return {
@@ -144,10 +147,18 @@ def write_page(content: str) -> None:
     PAGE.write_text(f"{before}{BEGIN}{content}{END}{after}", encoding="utf-8")
 
 
-def _recipe(run: Path) -> NestedConfig:
-    """The recipe a finished run was trained with."""
+def _train_if_needed(config: NestedConfig) -> None:
+    """Raises ValueError if the folder holds a run of another recipe that is not finished."""
+    finished = (config.output / MODEL_FOLDER / EVALUATION_FILE).is_file()
+    if not finished or _evaluation(config.output)["recipe"] != config.to_json():
+        train(config, _report)
+
+
+def _evaluation(run: Path) -> dict[str, Any]:
+    """What a finished run measured, and its recipe."""
     document = json.loads((run / MODEL_FOLDER / EVALUATION_FILE).read_text(encoding="utf-8"))
-    return NestedConfig.from_json(document["recipe"], output=run)
+    assert isinstance(document, dict)
+    return document
 
 
 def _measure(config: NestedConfig, text: TrainingText) -> dict[str, Any]:

@@ -114,10 +114,9 @@ def mixing_rows(config: DecoderConfig, dtype: torch.dtype, tokens: int, repeats:
         ideal = sum(seconds[f"uniform {k}"] for k in range(len(levels))) / len(levels)
         everyone = seconds[f"uniform {len(levels) - 1}"]
         mixed = seconds["mixed"]
-        rows.append(
-            [_short(dtype), name, f"{each * len(levels)} x {tokens}", f"{1e3 * mixed:.0f}", f"{mixed / ideal:.2f}"]
-            + [f"{mixed / seconds['per level']:.2f}", f"{mixed / everyone:.2f}", f"{ideal / everyone:.2f}"]
-        )
+        ratios = (mixed / ideal, mixed / seconds["per level"], mixed / everyone, ideal / everyone)
+        shape = f"{each * len(levels)} x {tokens}"
+        rows.append([_short(dtype), name, shape, f"{1e3 * mixed:.0f}", *(f"{ratio:.2f}" for ratio in ratios)])
         bench.clear()
     return rows
 
@@ -127,6 +126,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def main() -> None:
+    """Print both tables."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
@@ -145,7 +145,7 @@ def main() -> None:
     report(
         "staircase_mixing",
         f"Mixed batches ({shape}): two requests a level",
-        ["", "ladder", "requests x tokens", "mixed ms", "/ ideal", "/ one batch a level", "/ all full size", "ideal / full"],
+        ["", "ladder", "requests", "mixed ms", "/ ideal", "/ one batch a level", "/ all full size", "ideal / full"],
         [row for dtype in dtypes for row in mixing_rows(CONFIG, dtype, 128, options.repeats)],
         "Ideal: every request at its share of a uniform batch of its own level (as many requests as the mixed batch), "
         "so with the efficiency of a large batch. Medians, interleaved.",

@@ -59,8 +59,8 @@ class Decoder(nn.Module):
         self.linear = SliceLinear(packed_bytes)
         widths = sorted(set(ffn_widths) - {0})
         if len(widths) > 1:
-            layers = [layer.mlp for layer in self.model.layers]
-            self.run_wide = MeasuredCost.measure(layers, self.linear, (widths[0], widths[-1])).prefers_wide
+            mlps = [layer.mlp for layer in self._layers()]
+            self.run_wide = MeasuredCost.measure(mlps, self.linear, (widths[0], widths[-1])).prefers_wide
         return self
 
     def rebuild_tables(self) -> None:
@@ -84,9 +84,7 @@ class Decoder(nn.Module):
         hidden = self.model.norm(x[batch.output_rows])
         return self.linear.rows(hidden, [(self.head, 0, self.config.vocab_size)])[0]
 
-    def forward_dense(
-        self, token_ids_BT: Tensor, subnet: SubNetwork, exit_depths: Sequence[int] = ()
-    ) -> list[Tensor]:
+    def forward_dense(self, token_ids_BT: Tensor, subnet: SubNetwork, exit_depths: Sequence[int] = ()) -> list[Tensor]:
         """Differentiable run of equally long sequences at one sub-network, without a cache.
 
         Args:
@@ -108,11 +106,13 @@ class Decoder(nn.Module):
             done = depth
         return states
 
+    def _layers(self) -> list[DecoderLayer]:
+        return list(self.model.layers)  # type: ignore[arg-type]
+
     def _run_layers(
         self, x_TD: Tensor, plans: Sequence[LayerPlan], rotary: tuple[Tensor, Tensor], attend: Attend, first: int = 0
     ) -> Tensor:
-        for index, plan in enumerate(plans, first):
-            layer = self.model.layers[index]
+        for layer, plan in zip(self._layers()[first:], plans, strict=False):
             x_TD = layer.self_attn(x_TD, layer.input_layernorm, plan.attention, rotary, attend, self.linear)
             x_TD = layer.mlp(x_TD, layer.post_attention_layernorm, plan.ffn, self.linear)
         return x_TD

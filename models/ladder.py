@@ -218,13 +218,11 @@ def _parse_ladder(name: str, entry: Any, architecture: Architecture) -> Ladder:
     kv = entry.get("kv", "static")
     if kv not in ("exact", "approximate", "static"):
         raise LadderError(f"{where}.kv: expected exact, approximate or static, got {kv!r}")
-    levels = tuple(
-        _parse_level(f"{where}.levels[{k}]", level, architecture) for k, level in enumerate(entry["levels"])
-    )
+    levels = tuple(_parse_level(f"{where}.levels[{k}]", level, architecture) for k, level in enumerate(entry["levels"]))
     ladder = Ladder(name, levels, kv)
     top = ladder.levels[-1].subnet
     if kv == "exact" and not all(level.subnet.shares_kv_with(top) for level in levels):
-        raise LadderError(f"{where}.kv: 'exact' needs levels that are the first n layers; say 'approximate' or 'static'")
+        raise LadderError(f"{where}.kv: 'exact' needs levels of the first n layers; say 'approximate' or 'static'")
     return ladder
 
 

@@ -104,7 +104,8 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelLoadError(f"model: {hub_id!r} cannot be fetched from the hub ({error}); check name and network") from error
+        problem = f"model: {hub_id!r} cannot be fetched from the hub ({error}); check name and network"
+        raise ModelLoadError(problem) from error
 
 
 def _load_decoder(directory: Path, config: DecoderConfig, dtype: torch.dtype) -> Decoder:
@@ -143,7 +144,9 @@ def _check_ignorable(file: Path, name: str, config: DecoderConfig) -> None:
     # Older checkpoints store the rotary frequencies, and tied ones may store the head a second time.
     if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tied_embeddings):
         return
-    raise ModelLoadError(f"{file}: unexpected tensor {name}; config.json (model_type {config.model_type}) has no such part")
+    raise ModelLoadError(
+        f"{file}: unexpected tensor {name}; config.json (model_type {config.model_type}) has no such part"
+    )
 
 
 def _tensors(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:

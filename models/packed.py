@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from stepwell.models.cache.paged import CacheSequence, PagedKVCache
+from stepwell.models.cache import CacheSequence, PagedKVCache
 from stepwell.models.ladder import SubNetwork
 from stepwell.models.layers.staircase import Span, WideRule, plan_spans
 

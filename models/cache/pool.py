@@ -36,7 +36,7 @@ class PagePool:
         return mask
 
     def can_follow(self, owner: int, last: PageIds, pages: PageIds) -> Mask:
-        """Whether each row's next ``pages`` [rows, blocks] exist and may be taken by ``owner``; no if ``last`` is -1."""
+        """Whether ``owner`` may take all ``pages`` [rows, blocks] of each row; no where ``last`` is -1."""
         inside = np.minimum(pages, len(self.refs) - 1)
         claims = self.claims[inside]
         usable = (self.refs[inside] == 0) & ((claims == 0) | (claims == owner)) & (inside == pages)

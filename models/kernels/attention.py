@@ -64,9 +64,9 @@ class _Work:
 
     rows: Rows
     members: list[_Member]
-    sequence_R: npt.NDArray[np.int64]
-    block_R: npt.NDArray[np.int64]
-    offset_R: npt.NDArray[np.int64]
+    sequences: npt.NDArray[np.int64]
+    blocks: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
     prefills: list[_Member] = field(default_factory=list)
     alone: list[_Member] = field(default_factory=list)
     """Decoding one token over a long context: a call each."""
@@ -80,7 +80,8 @@ class PagedAttention:
     def __init__(self, config: DecoderConfig, batch: PackedBatch) -> None:
         self.config, self.batch = config, batch
         keys, values = batch.cache.keys, batch.cache.values
-        assert keys is not None and values is not None, "a cache without storage has nothing to attend to"
+        assert keys is not None, "a cache without storage has nothing to attend to"
+        assert values is not None
         self.pools = (keys, values)
         self.streams = (keys.flatten(1, 2), values.flatten(1, 2))
         self.page_tokens = batch.cache.page_tokens
@@ -129,8 +130,8 @@ class PagedAttention:
         return work
 
     def _append(self, layer: int, span: Span, work: _Work, k_RGd: Tensor, v_RGd: Tensor) -> None:
-        pages = self.tables_LSB[layer, work.sequence_R, work.block_R]
-        slots = torch.from_numpy(pages * self.page_tokens + work.offset_R)
+        pages = self.tables_LSB[layer, work.sequences, work.blocks]
+        slots = torch.from_numpy(pages * self.page_tokens + work.offsets)
         for stream, fresh_RGd in zip(self.streams, (k_RGd, v_RGd), strict=True):
             stream[span.start : span.stop].index_copy_(1, slots, fresh_RGd.transpose(0, 1).to(stream.dtype))
 

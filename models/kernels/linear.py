@@ -42,7 +42,8 @@ class SliceLinear:
         weight, bias, sizes = self._rows_pack(parts) if self.budget_bytes else (None, None, [])
         if weight is None:
             return [F.linear(x_RD, m.weight[a:b], _bias(m, a, b)) for m, a, b in parts]
-        return _packed(x_RD, weight, bias).split(sizes, dim=-1)
+        parts_of: tuple[Tensor, ...] = _packed(x_RD, weight, bias).split(sizes, dim=-1)
+        return parts_of
 
     def columns(self, h_RU: Tensor, part: Part) -> Tensor:
         """Product of the layer's input units ``start:stop`` with ``h`` [R, stop - start]: [R, out], without bias."""

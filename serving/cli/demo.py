@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
 def request_table(outcome: Outcome) -> str:
     """One line a request."""
-    asked = ["#", "prompt", "deadline asked, ms", "sub-network asked"]
+    asked = ["#", "prompt", "deadline, ms", "asked for"]
     got = ["served at", "quality", "tokens", "first, ms", "all, ms", "SLO met"]
     rows = [_row(number, answer, outcome) for number, answer in enumerate(outcome.answers)]
     return table(asked + got, rows, left=[*asked[1:], "served at", "SLO met"])
@@ -60,7 +60,7 @@ def request_table(outcome: Outcome) -> str:
 
 def _row(number: int, answer: Answer, outcome: Outcome) -> list[str]:
     wish, report = answer.wish, answer.report
-    asked = [str(number), excerpt(wish.prompt, 26), wish.deadline(outcome.classes), wish.size()]
+    asked = [str(number), excerpt(wish.prompt, 22), wish.deadline(outcome.classes), wish.size()]
     if report is None:
         return [*asked, "-", "-", "-", "-", f"{answer.client_ms:.0f}", answer.outcome]
     first = "-" if report.ttft_ms is None else f"{report.ttft_ms:.0f}"
@@ -85,7 +85,7 @@ def _texts(outcome: Outcome) -> str:
     for number, answer in chosen:
         assert answer.report is not None
         text = f"{answer.wish.prompt}|{answer.text}"
-        body = "\n".join(f"    {line}" for line in text.expandtabs(4).splitlines()[:8])
+        body = "\n".join(f"    {line}".rstrip() for line in text.expandtabs(4).splitlines()[:8]).rstrip()
         blocks.append(f"  #{number} at {answer.report.operating_point}, quality {answer.report.quality:.3f}\n{body}")
     return "\n".join(blocks)
 

@@ -61,6 +61,10 @@ class Wish:
             return asked.deadline_ms
         return asked.ttft_ms + asked.tpot_ms * (num_tokens - 1)
 
+    def first_due_ms(self, classes: Mapping[str, SLOClass]) -> float | None:
+        """When the first token is due, since arrival; None if nothing was asked of it."""
+        return classes[self.slo_class].ttft_ms if self.slo_class else None
+
     def deadline(self, classes: Mapping[str, SLOClass]) -> str:
         """What was asked of latency, in milliseconds, in a few words."""
         if self.timeout_s is not None:
@@ -70,13 +74,13 @@ class Wish:
         if self.slo_class is None:
             return "-"
         asked = classes[self.slo_class]
-        return f"{self.slo_class}: {asked.ttft_ms:.0f} + {asked.tpot_ms:.0f}/token"
+        return f"{self.slo_class} {asked.ttft_ms:.0f}+{asked.tpot_ms:.0f}/token"
 
     def size(self) -> str:
         """What was asked of the sub-network, in a few words."""
         wishes = [] if self.operating_point is None else [f"at {self.operating_point}"]
         if self.min_quality is not None:
-            wishes.append(f"quality >= {self.min_quality:g}")
+            wishes.append(f"q >= {self.min_quality:g}")
         return ", ".join(wishes) or "-"
 
 
@@ -111,7 +115,7 @@ def mixed_load(model: ModelDescription, num_requests: int) -> list[Wish]:
         wishes.append(Wish(next(prompts), next(lengths), **asked))
     smallest = min((point for ladder in model.ladders for point in ladder.points), key=lambda point: point.quality)
     wishes.append(Wish(next(prompts), next(lengths), operating_point=smallest.name, min_quality=1.0))
-    wishes.append(Wish(next(prompts), model.context_length // 2, timeout_s=0.1, operating_point="max"))
+    wishes.append(Wish(next(prompts), model.context_length // 2, timeout_s=0.3, operating_point="max"))
     return wishes
 
 

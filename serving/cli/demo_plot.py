@@ -14,7 +14,9 @@ from matplotlib.lines import Line2D
 from stepwell.serving.cli.demo_run import Answer, Outcome
 from stepwell.serving.cli.output import excerpt
 
-_COLOURS = colormaps["viridis_r"]
+_COLOURS = colormaps["YlGnBu"]
+_LIGHTEST, _DARKEST = 0.22, 0.85
+"""The part of the colours that is used: neither the paper's white nor too dark to read on."""
 _LATE, _GREY = "#c62828", "#9e9e9e"
 
 
@@ -24,10 +26,13 @@ def save_plot(outcome: Outcome, path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[1.45, 1.0])
     qualities = [point.quality for ladder in outcome.model.ladders for point in ladder.points]
     scale = Normalize(min(qualities) - 1e-6, max(qualities))
+    points = {answer.report.operating_point for answer in outcome.answers if answer.report is not None}
+    most = max(len(step.points) for step in outcome.steps)
     _latencies(left, outcome, scale)
     _offers(right, outcome, scale)
     figure.suptitle(
-        f"{len(outcome.answers)} requests at once on one {outcome.model.name}: each runs its own sub-network",
+        f"{len(outcome.answers)} requests at once, one {outcome.model.name}: "
+        f"{len(points)} sub-networks served, up to {most} of them in one step",
         fontsize=13,
     )
     figure.savefig(path, dpi=110)
@@ -47,8 +52,8 @@ def _latencies(axes: Axes, outcome: Outcome, scale: Normalize) -> None:
     axes.set_axisbelow(True)
     handles = [
         Line2D([], [], marker="o", color="none", markerfacecolor="white", markeredgecolor="black", label="first token"),
-        Line2D([], [], marker="|", ms=11, mew=2.5, color="black", ls="none", label="deadline, kept"),
-        Line2D([], [], marker="|", ms=11, mew=2.5, color=_LATE, ls="none", label="deadline, missed"),
+        Line2D([], [], marker="|", ms=11, mew=2.5, color="black", ls="none", label="due: first token, last token"),
+        Line2D([], [], marker="|", ms=11, mew=2.5, color=_LATE, ls="none", label="due, and late"),
     ]
     axes.legend(handles=handles, loc="lower right", fontsize=8)
 
@@ -59,26 +64,40 @@ def _bar(axes: Axes, row: int, answer: Answer, outcome: Outcome, scale: Normaliz
         axes.barh(row, answer.client_ms, height=0.7, color="none", edgecolor=_GREY, hatch="////", linewidth=0.6)
         axes.text(answer.client_ms + 0.01 * limit, row, answer.outcome, va="center", fontsize=7.5, color=_LATE)
         return
-    axes.barh(row, report.total_ms, height=0.7, color=_COLOURS(scale(report.quality)))
+    axes.barh(row, report.total_ms, height=0.7, color=_colour(report.quality, scale))
     if report.ttft_ms is not None:
         axes.plot(report.ttft_ms, row, "o", ms=4.5, markerfacecolor="white", markeredgecolor="black", mew=0.7)
+    first_due_ms = answer.wish.first_due_ms(outcome.classes)
+    first_late = first_due_ms is not None and report.ttft_ms is not None and report.ttft_ms > first_due_ms
+    if first_due_ms is not None and first_due_ms < limit:
+        _deadline(axes, row, first_due_ms, first_late, limit)
     due_ms = answer.wish.due_ms(outcome.classes, report.generated_tokens)
-    if due_ms is None:
-        return
-    colour = "black" if report.slo_met else _LATE
+    if due_ms is not None:
+        late = report.total_ms > due_ms or not (report.slo_met or first_late)
+        _deadline(axes, row, due_ms, late, limit)
+
+
+def _deadline(axes: Axes, row: int, due_ms: float, late: bool, limit: float) -> None:
+    """A mark where it was due; at the edge, in words, if that is further right."""
+    colour = _LATE if late else "black"
     if due_ms < limit:
         axes.plot(due_ms, row, "|", ms=11, mew=2.5, color=colour)
     else:
-        axes.text(0.995 * limit, row, f"{due_ms / 1e3:.1f} s →", va="center", ha="right", fontsize=7, color=colour)
+        axes.text(0.995 * limit, row, f"{due_ms / 1e3:.1f} s \u2192", va="center", ha="right", fontsize=7, color=colour)
 
 
 def _label(number: int, answer: Answer) -> str:
     point = answer.report.operating_point if answer.report else "-"
-    return f"{excerpt(answer.wish.prompt, 24):<24}  {point:>12}  #{number:<2}"
+    return f"#{number:<2}  {excerpt(answer.wish.prompt, 24):<24}  {point:>12}"
 
 
 def _quality(answer: Answer) -> float:
     return answer.report.quality if answer.report else 0.0
+
+
+def _colour(quality: float, scale: Normalize) -> tuple[float, float, float, float]:
+    """Darker is better."""
+    return _COLOURS(_LIGHTEST + (_DARKEST - _LIGHTEST) * float(scale(quality)))
 
 
 def _offers(axes: Axes, outcome: Outcome, scale: Normalize) -> None:
@@ -94,10 +113,11 @@ def _offers(axes: Axes, outcome: Outcome, scale: Normalize) -> None:
     served = Counter(a.report.operating_point for a in outcome.answers if a.report is not None)
     for name, count in served.items():
         point = points[name]
-        fill = _COLOURS(scale(point.quality))
+        fill = _colour(point.quality, scale)
         axes.scatter(point.cost, point.quality, s=45.0 + 40.0 * count, color=fill, edgecolors="black", lw=0.8, zorder=3)
         if count > 1:
-            axes.annotate(str(count), (point.cost, point.quality), ha="center", va="center", fontsize=7, zorder=4)
+            where = (point.cost, point.quality)
+            axes.annotate(str(count), where, ha="center", va="center", fontsize=8, color="white", zorder=4)
     axes.plot([], [], color=_GREY, lw=0.9, marker=".", ms=4, label="the other ladders")
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor="black", label="served (number if several)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -111,7 +111,13 @@ def run_demo(model: str, num_requests: int) -> Outcome:
         watches[-1].watch(hosted)
         return hosted
 
-    config = ServerConfig(models=(ModelConfig(model),), grpc_port=0, http_port=0)
+    config = ServerConfig(
+        models=(ModelConfig(model),),
+        grpc_port=0,
+        http_port=0,
+        deadline_margin_ms=100.0,  # the server's own words on an early hang-up arrive even where steps take long
+        deadline_margin_ratio=0.4,
+    )
     say(f"loading {model} ...")
     with BackgroundServer(Server(config, open_watched)) as running, Client(running.address) as client:
         name = config.models[0].display_name

@@ -23,6 +23,7 @@ _OPTIONS = (
     *("max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "ignore_eos"),
     *("slo_ms", "ttft_ms", "tpot_ms", "min_quality", "operating_point"),
 )
+_LATENCIES = ("slo_ms", "ttft_ms", "tpot_ms")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,19 +62,21 @@ def run(args: argparse.Namespace) -> None:
             completion = engine.generate(prompt, **options)
             print_json({"model": args.model, "prompt": prompt, **dataclasses.asdict(completion)})
         else:
-            say(summary(_print(engine.stream(prompt, **options))))
+            report = _print(engine.stream(prompt, **options))
+            say(summary(report, asked=any(getattr(args, name) is not None for name in _LATENCIES)))
 
 
-def summary(report: Report) -> str:
-    """What was served, in one line."""
-    parts = [f"{report.operating_point}, quality {report.quality:.3f}"]
+def summary(report: Report, asked: bool) -> str:
+    """What was served, in one line; ``asked``: a latency was."""
+    parts = [f"served at {report.operating_point}, quality {report.quality:.3f}"]
     parts.append(f"{report.generated_tokens} tokens ({report.finish_reason}) in {report.total_ms:.0f} ms")
     if report.ttft_ms is not None:
         parts.append(f"the first after {report.ttft_ms:.0f} ms")
     if report.tpot_ms is not None:
         parts.append(f"then {report.tpot_ms:.1f} ms each")
-    parts.append("kept what was asked" if report.slo_met else "LATER than was asked")
-    return "; ".join([f"served at {', '.join(parts[:-1])}", parts[-1]])
+    if asked:
+        parts.append("in time" if report.slo_met else "LATE")
+    return "; ".join(parts)
 
 
 def _print(chunks: Iterator[Chunk]) -> Report:

@@ -48,13 +48,15 @@ class PageKeeper:
         All at once, so that only growth by generated tokens can run out of pages later: every time somebody is put
         back, a token was gained, and the engine cannot put requests back in a circle forever.
         """
+        request, token_ids = generation.request, generation.token_ids
+        pages = self._cache.open(self._subnets[point.name], request.prompt_tokens + request.max_tokens - 1)
         try:
-            return self._open(generation, point, reuse=True)
-        except OutOfPages:  # a reused page that must be copied is needed twice for a moment
-            try:
-                return self._open(generation, point, reuse=False)
-            except OutOfPages:
-                return None
+            self._cache.match_prefix(pages, token_ids)
+            self._cache.reserve(pages, len(token_ids))
+        except OutOfPages:
+            self._cache.free(pages)
+            return None
+        return pages
 
     def grow(self, generation: Generation, num_tokens: int) -> bool:
         """Room for ``num_tokens`` tokens in all; False, and nothing changed, if there are too few pages."""
@@ -81,15 +83,3 @@ class PageKeeper:
         """Raise AssertionError if a page is lost or owned twice, or held although nobody runs."""
         self._cache.check_integrity()
         assert anybody_runs or self._cache.free_pages == self._cache.total_pages, "pages held while nobody runs"
-
-    def _open(self, generation: Generation, point: OperatingPoint, reuse: bool) -> CacheSequence:
-        request, token_ids = generation.request, generation.token_ids
-        pages = self._cache.open(self._subnets[point.name], request.prompt_tokens + request.max_tokens - 1)
-        try:
-            if reuse:
-                self._cache.match_prefix(pages, token_ids)
-            self._cache.reserve(pages, len(token_ids))
-        except BaseException:
-            self._cache.free(pages)
-            raise
-        return pages

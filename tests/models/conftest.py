@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
 from stepwell.models.cache import CacheSequence, PagedKVCache
 from stepwell.models.decoder import Decoder
 from stepwell.models.ladder import SubNetwork
 from stepwell.models.packed import PackedBatch, PackedSequence
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 TINY = {
     "vocab_size": 61,
@@ -123,7 +124,7 @@ def _cut(
     drop_attention: Sequence[int] = (),
     drop_ffn: Sequence[int] = (),
 ) -> PreTrainedModel:
-    """The model of transformers that a level of ``ladder.json`` describes: fewer layers, sliced weights, no sub-layer."""
+    """``model`` cut to what a level of ``ladder.json`` describes: fewer layers, sliced weights, sub-layers left out."""
     small = copy.deepcopy(model)
     for index, layer in enumerate(small.model.layers):
         groups, channels = (v[index] if isinstance(v, Sequence) else v for v in (kv_groups, ffn))
@@ -215,6 +216,6 @@ class ServingLoop:
 
 
 @pytest.fixture(scope="session")
-def serving_loop() -> Iterator[Callable[..., ServingLoop]]:
-    """``(decoder, page_tokens=, num_pages=, dtype=) -> ServingLoop``; no page may be lost at the end."""
-    yield ServingLoop
+def serving_loop() -> type[ServingLoop]:
+    """``(decoder, page_tokens=, num_pages=, dtype=) -> ServingLoop``; every step checks the cache's integrity."""
+    return ServingLoop

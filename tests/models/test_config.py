@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, PreTrainedModel
+
 from stepwell.models.config import ConfigError, DecoderConfig
 from stepwell.models.layers.rotary import inverse_frequencies
-from transformers import AutoConfig, PreTrainedModel
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
@@ -96,9 +97,7 @@ def test_biases_and_head_norms(model_type: str, fields: dict[str, Any], expected
         ),
     ],
 )
-def test_sliding_windows_by_brand(
-    model_type: str, fields: dict[str, Any], windows: tuple[int | None, ...]
-) -> None:
+def test_sliding_windows_by_brand(model_type: str, fields: dict[str, Any], windows: tuple[int | None, ...]) -> None:
     ours = config(model_type, **{"num_key_value_heads": 2, **fields})
     assert ours.layer_windows == windows
     assert [ours.window(layer) for layer in range(4)] == list(windows or (None,) * 4)

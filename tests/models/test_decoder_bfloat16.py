@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from stepwell.models.loader import LoadedModel, open_model
 from torch import Tensor
+
+from stepwell.models.loader import LoadedModel, open_model
 
 PROMPT = [int(token) for token in torch.randint(0, 61, (30,), generator=torch.Generator().manual_seed(0))]
 CHUNKS = (12, 13, 1, 1, 1, 1, 1)
@@ -18,15 +18,17 @@ CUT = LADDERS["cuts"]["levels"][0]
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral"])
-def answers(request: Any, make_checkpoint: Any, cut: Any, reference_logits: Any) -> tuple[Any, dict[str, tuple[Tensor, Tensor]]]:
-    """A bfloat16 checkpoint and, per level, what transformers answers: in bfloat16, and in float32 with these weights."""
+def answers(
+    request: Any, make_checkpoint: Any, cut: Any, reference_logits: Any
+) -> tuple[Any, dict[str, tuple[Tensor, Tensor]]]:
+    """A bfloat16 checkpoint and, per level, what transformers answers in bfloat16, and in float32 with its weights."""
     fields = {"mistral": {"sliding_window": 5}, "llama": {"tie_word_embeddings": True}}.get(request.param, {})
     checkpoint = make_checkpoint(request.param, dtype=torch.bfloat16, ladders=LADDERS, **fields)
     logits = {}
     for level, fields in {"cuts:0": CUT, "cuts:1": {}}.items():
         model = cut(checkpoint.reference, **fields)
-        rounded, exact = model, copy.deepcopy(model).float()
-        logits[level] = (reference_logits(rounded, PROMPT).float(), reference_logits(exact, PROMPT))
+        rounded = reference_logits(model, PROMPT).float()
+        logits[level] = (rounded, reference_logits(model.float(), PROMPT))
     return checkpoint, logits
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from stepwell.models.decoder import Decoder
 from stepwell.models.ladder import SubNetwork, parse_ladders
 from stepwell.models.loader import LoadedModel, open_model
@@ -50,7 +51,9 @@ def test_rows_of_a_dense_batch_are_independent(opened: LoadedModel) -> None:
 @pytest.mark.parametrize(
     "level", [{}, {"layers": 2, "ffn": 10}, {"kv_groups": 1, "drop_ffn": [1]}], ids=["full", "shallow-narrow", "heads"]
 )
-def test_gradients_are_those_of_transformers(level: dict[str, Any], checkpoint: Any, opened: LoadedModel, cut: Any) -> None:
+def test_gradients_are_those_of_transformers(
+    level: dict[str, Any], checkpoint: Any, opened: LoadedModel, cut: Any
+) -> None:
     theirs = cut(checkpoint.reference, **level).requires_grad_(True)
     theirs(TOKENS).logits.square().mean().backward()
     decoder = opened.decoder.requires_grad_(True)

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from stepwell.models.decoder import Decoder
 from stepwell.models.kernels.linear import can_pack
 from stepwell.models.layers.staircase import WideRule
 from stepwell.models.loader import LoadedModel, open_model
-from torch import Tensor
 
 PROMPT = [int(token) for token in torch.randint(0, 61, (30,), generator=torch.Generator().manual_seed(0))]
 CHUNKS = (25, 1, 1, 1, 1, 1)
@@ -116,7 +117,9 @@ LEVELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", params=["llama-biases", "qwen3", "mistral"])
-def cut_model(request: Any, make_checkpoint: Any, cut: Any, reference_logits: Any) -> tuple[LoadedModel, dict[str, Tensor]]:
+def cut_model(
+    request: Any, make_checkpoint: Any, cut: Any, reference_logits: Any
+) -> tuple[LoadedModel, dict[str, Tensor]]:
     """A model with one ladder per entry of ``LEVELS``, and what transformers answers cut to each."""
     brand, fields = BRANDS[request.param]
     ladders = {name: {"levels": [level]} for name, level in LEVELS.items()}
@@ -143,10 +146,11 @@ def test_the_levels_differ(cut_model: tuple[LoadedModel, dict[str, Tensor]]) -> 
     assert distances.min() > 1e-2
 
 
+COIN = random.Random(1)
 RULES: dict[str, WideRule | None] = {
     "exact": None,
     "wide": lambda *_: True,
-    "random": lambda *_, coin=random.Random(1): coin.random() < 0.5,
+    "random": lambda *_: COIN.random() < 0.5,
 }
 
 
@@ -177,7 +181,8 @@ def test_a_packed_budget_is_used_and_kept(make_checkpoint: Any, serving_loop: An
         decoder = opened.decoder.prepare_serving(budget)
         assert_near(serving_loop(decoder).replay(full, PROMPT, CHUNKS), expected)
         assert (0 < decoder.linear.packed_bytes <= budget) == can_pack(torch.float32)
-    every_weight = sum(w.numel() * w.element_size() for n, w in decoder.named_parameters() if w.dim() == 2 and "embed" not in n)
+    matrices = [weight for name, weight in decoder.named_parameters() if weight.dim() == 2 and "embed" not in name]
+    every_weight = sum(weight.numel() * weight.element_size() for weight in matrices)
     assert decoder.linear.packed_bytes in (0, every_weight)
 
 
@@ -185,7 +190,9 @@ def test_a_chain_of_hundreds_of_levels(
     make_checkpoint: Any, cut: Any, serving_loop: Any, reference_logits: Any
 ) -> None:
     coin = random.Random(3)
-    units = [(kind, layer) for layer in range(3) for kind, count in (("ffn", 72), ("kv_groups", 2)) for _ in range(count)]
+    units = [
+        (kind, layer) for layer in range(3) for kind, count in (("ffn", 72), ("kv_groups", 2)) for _ in range(count)
+    ]
     coin.shuffle(units)
     level: dict[str, list[int]] = {"ffn": [0] * 3, "kv_groups": [0] * 3}
     levels = []

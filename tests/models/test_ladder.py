@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from stepwell.models.ladder import (
     Architecture,
     Ladder,
@@ -150,7 +151,9 @@ def test_names_of_operating_points() -> None:
     assert ladders.quality_metric == {"name": "bits_per_byte", "better": "lower"}
 
 
-@pytest.mark.parametrize("name", ["steps", "steps:", "steps:1", "steps:-1", "steps:0.5", "steps:²", "steps: 0", "steps:x"])
+@pytest.mark.parametrize(
+    "name", ["steps", "steps:", "steps:1", "steps:-1", "steps:0.5", "steps:²", "steps: 0", "steps:x"]
+)
 def test_a_level_that_is_not_there(name: str) -> None:
     with pytest.raises(LadderError, match=r"operating_point: ladder 'steps' has levels 0\.\.0, got") as caught:
         parse_ladders(document([{}]), ARCH).resolve(name)
@@ -180,7 +183,9 @@ def test_levels_must_be_nested_in_code_too() -> None:
         Ladder("broken", (Level(small, 0.5), Level(other, 1.0)))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"[" * 100_000, json.dumps(document([{"layers": 9}])).encode()])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe{}", b"[" * 100_000, json.dumps(document([{"layers": 9}])).encode()]
+)
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ladder.json"
     path.write_bytes(content)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stepwell.models.ladder import SubNetwork
 from stepwell.models.layers.staircase import Span, WideRule, plan_spans
 from stepwell.models.packed import plan_layers
@@ -67,7 +69,7 @@ def test_a_sorted_batch_needs_no_gathering(runs: list[tuple[int, int]]) -> None:
     assert len(spans) == len({width for width, _ in runs} - {0})
 
 
-@given(runs=RUNS.filter(lambda runs: any(a[0] < b[0] for a, b in zip(runs, runs[1:], strict=False))))
+@given(runs=RUNS.filter(lambda runs: any(a[0] < b[0] for a, b in pairwise(runs))))
 def test_an_unsorted_batch_is_gathered_and_never_wide(runs: list[tuple[int, int]]) -> None:
     spans = plan(runs, lambda *_: True)
     assert all(isinstance(span.rows, torch.Tensor) and not span.edges for span in spans)
@@ -118,7 +120,9 @@ def test_take_and_add_are_of_the_same_rows(runs: list[tuple[int, int]]) -> None:
 
 @given(
     widths=st.lists(
-        st.tuples(st.lists(st.integers(0, 2), min_size=3, max_size=3), st.lists(st.integers(0, 5), min_size=3, max_size=3)),
+        st.tuples(
+            st.lists(st.integers(0, 2), min_size=3, max_size=3), st.lists(st.integers(0, 5), min_size=3, max_size=3)
+        ),
         min_size=1,
         max_size=4,
     ),

@@ -87,15 +87,6 @@ def test_tests_run_after_every_linter(project: Project) -> None:
     assert [tool.split()[0] for tool in tools] == ["ruff", "ruff", "mypy", "lint-imports", "pytest"]
 
 
-@pytest.mark.parametrize(("index", "looked_up"), [("", False), ("https://torch.example/cpu", True)])
-def test_installs_are_constrained_and_may_look_for_torch_elsewhere(
-    project: Project, index: str, looked_up: bool
-) -> None:
-    (install,) = [call for call in project.calls("demo", f"TORCH_INDEX={index}") if " pip install " in call]
-    assert " -c constraints.txt " in install
-    assert ("--extra-index-url" in install) == looked_up
-
-
 def test_a_failed_install_is_tried_again(project: Project) -> None:
     project.add_command(project.folder / ".venv" / "bin" / "python", exit_status=1)
     assert project.make("demo").returncode != 0

@@ -25,6 +25,7 @@ import pytest
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"<!-- not run: \S.*-->\s*\Z")
 SHELL = {"bash", "console"}
+OPERATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<"}
 SHOWN = {"", "text", "json", "yaml", "mermaid"}
 """Languages of blocks that are read, not run."""
 TIMEOUT_S = 300
@@ -88,6 +89,8 @@ class Reader:
 
     def run_command(self, block: Block, words: list[str]) -> None:
         stepwell = str(Path(sys.executable).with_name("stepwell"))
+        if OPERATORS.intersection(words):
+            raise BlockError(f"line {block.line}: {shlex.join(words)}: one plain command a line, or mark it")
         if words[0] == "make":
             self.run(block, ["make", "-n", "-C", str(self.root), *words[1:]])
         elif words[:2] == ["stepwell", "serve"]:
@@ -155,7 +158,7 @@ def test_readme_blocks_run(reader: Reader, root: Path) -> None:
         ("bash", "stepwell no-such-command", "exit status 2"),
         ("console", "$ stepwell --help\nusage: ...\n$ stepwell no-such-command", "exit status 2"),
         ("bash", "make no-such-target", "no-such-target"),
-        ("bash", "stepwell --help && ls", "exit status 2"),
+        ("bash", "stepwell --help && ls", "one plain command"),
         ("bash", "# a comment\nls", "not a command"),
         ("bash", "stepwell serve --no-such-option", "never ready"),
         ("zsh", "ls", "language 'zsh'"),

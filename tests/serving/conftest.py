@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -227,8 +229,6 @@ def set_parameter(parameter: pb.InferParameter, value: Any) -> None:
 
 def output(response: pb.ModelInferResponse, name: str) -> Any:
     """A tensor of a response: text, list of ints or list of floats."""
-    import numpy as np
-
     names = [tensor.name for tensor in response.outputs]
     raw = response.raw_output_contents[names.index(name)]
     if name == "text":
@@ -245,11 +245,18 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.002)
 
 
+def admitted(running: Running) -> int:
+    """Requests the engine has taken in and not ended."""
+    return running.engine().num_running + running.engine().num_waiting  # type: ignore[no-any-return]
+
+
+def noticed_cancel(running: Running, count: int = 1) -> bool:
+    """The engine has been told of so many cancellations, or has carried them out already."""
+    return len(running.engine()._inbox._cancelled) == count or not running.engine().has_work
+
+
 @pytest.fixture(scope="session")
 def wire() -> Any:
     """The helpers above: ``wire.infer``, ``wire.output``, ``wire.set_parameter``, ``wire.eventually`` ..."""
-    import types
-
-    return types.SimpleNamespace(
-        infer=infer, output=output, set_parameter=set_parameter, eventually=eventually, context=CONTEXT, vocab=VOCAB
-    )
+    helpers = (infer, output, set_parameter, eventually, admitted, noticed_cancel)
+    return SimpleNamespace(context=CONTEXT, vocab=VOCAB, **{helper.__name__: helper for helper in helpers})

@@ -223,9 +223,12 @@ class World:
 
     def step(self) -> bool:
         """One step, with everything checked after it."""
+        before = {request: request.preemptions for request in self.engine.running}
         progressed = self.engine.step()
         self.engine.check_integrity()
         assert not self.violations
+        running = self.engine.running
+        assert all(r not in running for r, count in before.items() if r.preemptions > count), "put back for nothing"
         return progressed
 
     def run(self, max_steps: int = 2000) -> None:

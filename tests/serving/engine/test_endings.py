@@ -7,7 +7,7 @@ import math
 import pytest
 
 from stepwell.schedulers.base import Policy
-from stepwell.schedulers.plan import Drop, DropReason, Limits, Slice, StepPlan
+from stepwell.schedulers.plan import Drop, DropReason, Limits, StepPlan
 from stepwell.serving.engine.events import FinishEvent, Outcome
 from stepwell.serving.errors import RequestError, Status
 
@@ -43,7 +43,10 @@ def test_cancelling_the_unknown_or_finished_is_harmless(make_world) -> None:
 
 
 def test_a_client_that_is_gone_frees_its_pages_in_that_step(make_world) -> None:
+    events = []
+
     def gone(event) -> None:
+        events.append(event)
         raise ConnectionError("client is gone")
 
     world = make_world()
@@ -53,6 +56,7 @@ def test_a_client_that_is_gone_frees_its_pages_in_that_step(make_world) -> None:
     world.run()
     [(end, _)] = [pair for pair in world.observer.finished if pair[0].request_id == lost]
     assert end.outcome is Outcome.CANCELLED
+    assert len(events) == 1, "it is sent nothing more"
     assert world.end(other).outcome is Outcome.MET
 
 
@@ -210,18 +214,15 @@ def test_an_unexpected_error_ends_what_ran_or_else_what_waited(make_world) -> No
 
 
 def test_a_plan_nobody_can_be_seated_for_is_an_error_not_a_hang(make_world, fake) -> None:
-    class Overbooker(Policy):
-        name = "overbooker"
-
-        def plan(self, now, waiting, running, capacity, cost_model) -> StepPlan:
-            return StepPlan([Slice(waiting[0], 1, waiting[0].points[-1])])
-
-    world = make_world(policy=Overbooker(Limits()), num_pages=12)
-    request = world.submit([1, 2, 3], 2)
-    held = world.cache.open(fake.ladders.subnet("depth:2"))
-    world.cache.reserve(held, 16)
+    world, prompt = make_world(num_pages=12, page_tokens=4), list(range(8))
+    world.submit(prompt, 1)
+    world.run()
+    held = world.cache.open(fake.ladders.subnet("depth:2"))  # somebody else uses the cache: not allowed
+    world.cache.reserve(held, 8)
+    request = world.submit([*prompt, 1, 2, 3, 4, 5], 2)  # two blocks are cached, two more are not there
     with pytest.raises(RuntimeError, match="no cache pages"):
         world.engine.step()
+    assert world.cache.free_pages == 6, "nothing is held by the attempt"
     world.cache.free(held)
     world.engine.fail_in_flight()
     assert world.end(request).outcome is Outcome.FAILED

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from stepwell.schedulers.base import Policy
 from stepwell.schedulers.expiry import drop_reason
-from stepwell.schedulers.plan import Drop, StepPlan
+from stepwell.schedulers.plan import Drop, Limits, StepPlan
 from stepwell.serving.engine.events import FinishEvent, Outcome
 from stepwell.serving.engine.loop import EngineLoop
 from stepwell.serving.errors import RequestError, Status
@@ -82,19 +83,29 @@ def test_an_idle_engine_sleeps_until_something_comes(started, monkeypatch) -> No
     assert len(turns) <= 3 * 4, "two steps a request, and one or two that find nothing to do"
 
 
-def test_a_waiting_request_is_answered_when_its_deadline_comes(make_world) -> None:
-    class Never:
-        name = "never"
+class Never(Policy):
+    """Lets everything wait until it expires."""
 
-        def plan(self, now, waiting, running, capacity, cost_model):
-            return StepPlan(drops=[Drop(r, why) for r in waiting if (why := drop_reason(r, now))])
+    name = "never"
 
-    world = make_world(clock=time.monotonic, policy=Never())
-    loop, client = EngineLoop(world.engine), Client()
-    loop.start()
+    def plan(self, now, waiting, running, capacity, cost_model) -> StepPlan:
+        return StepPlan(drops=[Drop(r, why) for r in waiting if (why := drop_reason(r, now))])
+
+
+def test_a_waiting_request_is_answered_when_its_deadline_comes(started) -> None:
+    world, _ = started(policy=Never(Limits()))
+    client = Client()
     world.submit(sink=client, queue_s=0.02)
     assert client.outcome() is Outcome.EXPIRED
-    loop.stop()
+
+
+def test_cancelling_wakes_a_sleeping_engine(started) -> None:
+    world, _ = started(policy=Never(Limits()))
+    client = Client()
+    request = world.submit(sink=client)
+    time.sleep(0.02)  # let it fall asleep; if it has not, the test passes all the same
+    world.engine.cancel(request)
+    assert client.outcome() is Outcome.CANCELLED
 
 
 def test_stopping_finishes_what_was_taken_in(started) -> None:

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stepwell.serving.client import Client
+
+COMMAND = [sys.executable, "-m", "stepwell.serving.cli.main", "serve"]
+FREE = ["--grpc-port", "0", "--http-port", "0"]
+
+
+class Serving:
+    """A ``stepwell serve`` process that has said what it listens on."""
+
+    def __init__(self, *argv: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *argv, *FREE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def stdout_until(self, last: str) -> str:
+        assert self.process.stdout is not None
+        lines: list[str] = []
+        while not lines or lines[-1].rstrip("\n") != last:
+            lines.append(self.process.stdout.readline())
+            assert lines[-1], "".join(lines)
+        return "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def announced() -> Iterator[tuple[Serving, Any]]:
+    serving = Serving("nested-lm", "--json")
+    try:
+        yield serving, json.loads(serving.stdout_until("}"))
+    finally:
+        serving.process.kill()
+        serving.process.communicate()
+
+
+def test_it_announces_its_ports_and_models_and_serves(announced):
+    _, document = announced
+    assert document["models"]["nested-lm"]["operating_points"] >= 32
+    with Client(document["grpc"]) as client:
+        completion = client.complete("nested-lm", "import ", max_tokens=3, operating_point="min")
+    assert completion.report.generated_tokens == 3
+    for path in ("/healthz", "/readyz", "/metrics"):
+        with urllib.request.urlopen(document["http"] + path, timeout=10) as answer:
+            assert answer.status == 200
+
+
+def test_a_port_that_is_taken_is_one_line(announced, stepwell):
+    port = announced[1]["grpc"].rpartition(":")[2]
+    ran = stepwell("serve", "nested-lm", "--grpc-port", port, "--http-port", 0)
+    assert port in ran.error
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ran = stepwell("serve", "nested-lm", "--grpc-port", 0, "--http-port", taken.getsockname()[1])
+    assert ran.status == 1
+    assert "Traceback" not in ran.err
+
+
+def test_sigterm_ends_it_cleanly(announced):
+    serving, _ = announced
+    serving.process.send_signal(signal.SIGTERM)
+    out, err = serving.process.communicate(timeout=60)
+    assert serving.process.returncode == 0
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_options_replace_those_of_the_configuration(tmp_path):
+    config = tmp_path / "stepwell.yaml"
+    config.write_text("grpc_port: 1\nmodels:\n  - {source: nested-lm, name: small, kv_cache_mib: 16}\n")
+    serving = Serving("--config", str(config))
+    try:
+        assert serving.process.stdout is not None
+        assert serving.process.stdout.readline().startswith("gRPC on 127.0.0.1:")
+        assert serving.process.stdout.readline().startswith("model small: ")
+        serving.process.send_signal(signal.SIGINT)
+        assert serving.process.wait(60) == 0
+    finally:
+        serving.process.kill()
+        serving.process.communicate()
+
+
+def test_configurations_that_cannot_be_used_are_one_line(stepwell, tmp_path):
+    assert "missing.yaml" in stepwell("serve", "--config", tmp_path / "missing.yaml").error
+    config = tmp_path / "stepwell.yaml"
+    config.write_text("models: [nested-lm]\ngrpc_prot: 8001\n")
+    assert "grpc_prot: unknown key; did you mean 'grpc_port'?" in stepwell("serve", "--config", config).error
+    assert "grpc_port" in stepwell("serve", "nested-lm", "--grpc-port", 70000).error
+
+
+def test_a_model_that_cannot_be_opened_is_one_line(stepwell):
+    assert "no-such-model" in stepwell("serve", "no-such-model", *FREE).error
