@@ -21,6 +21,8 @@ from stepwell.models.packed import PackedBatch, PackedSequence
 
 CONFIG = replace(LLAMA_110M, num_layers=8, vocab_size=2048)
 PACKED_BYTES = 4 << 30
+PROMPTS = (96, 48, 128, 64, 112, 80, 40, 104)
+"""Tokens of the prompts in a mixed batch, one request a level."""
 
 
 def subnet(layers: int, channels: int) -> SubNetwork:
@@ -33,10 +35,11 @@ def subnet(layers: int, channels: int) -> SubNetwork:
 
 
 LADDERS = {
-    "depth": [subnet(n, 2048) for n in (2, 4, 6, 8)],
-    "FFN width": [subnet(8, w) for w in (512, 1024, 1536, 2048)],
-    "depth and width": [subnet(n, w) for n, w in ((2, 512), (4, 512), (4, 1024), (6, 1024), (6, 2048), (8, 2048))],
+    "depth": [subnet(n, 2048) for n in range(1, 9)],
+    "FFN width": [subnet(8, w) for w in range(256, 2049, 256)],
+    "depth and width": [subnet(n, w) for n in (2, 4, 6, 8) for w in (256 * n - 256, 256 * n)],
 }
+"""Eight nested levels each."""
 
 
 class Bench:
@@ -47,14 +50,16 @@ class Bench:
         config = decoder.config
         self.cache = PagedKVCache(config.num_layers, config.num_kv_heads, config.head_dim, 4096)
 
-    def batch(self, subnets: Sequence[SubNetwork], num_tokens: int, context: int) -> Callable[[], torch.Tensor]:
-        """A call that runs ``num_tokens`` tokens a sequence after ``context`` cached ones."""
+    def batch(
+        self, subnets: Sequence[SubNetwork], num_tokens: Sequence[int], context: int = 0
+    ) -> Callable[[], torch.Tensor]:
+        """A call that runs ``num_tokens[i]`` tokens of sequence i after ``context`` cached ones."""
         generator = torch.Generator().manual_seed(1)
         sequences = []
-        for chosen in subnets:
-            pages = self.cache.open(chosen, expected_tokens=context + num_tokens)
-            self.cache.reserve(pages, context + num_tokens)
-            ids = torch.randint(0, self.decoder.config.vocab_size, (num_tokens,), generator=generator).tolist()
+        for chosen, length in zip(subnets, num_tokens, strict=True):
+            pages = self.cache.open(chosen, expected_tokens=context + length)
+            self.cache.reserve(pages, context + length)
+            ids = torch.randint(0, self.decoder.config.vocab_size, (length,), generator=generator).tolist()
             sequences.append(PackedSequence(ids, context, chosen, pages, True))
         return lambda: self.decoder(PackedBatch.pack(sequences, self.cache))
 
@@ -86,8 +91,8 @@ def tax_rows(config: DecoderConfig, dtype: torch.dtype, repeats: int) -> list[li
         plain_full = plain.decoder.config.architecture.full
         for shape, sequences, tokens, context in (("prefill", 8, 128, 0), ("decode", 16, 1, 200)):
             cases = {
-                "laddered": laddered.batch([chosen] * sequences, tokens, context),
-                "plain": plain.batch([plain_full] * sequences, tokens, context),
+                "laddered": laddered.batch([chosen] * sequences, [tokens] * sequences, context),
+                "plain": plain.batch([plain_full] * sequences, [tokens] * sequences, context),
             }
             seconds = interleaved(cases, repeats if tokens > 1 else 5 * repeats)
             what = f"{chosen.depth} layers, {chosen.ffn_channels[0]} channels"
@@ -98,25 +103,23 @@ def tax_rows(config: DecoderConfig, dtype: torch.dtype, repeats: int) -> list[li
     return rows
 
 
-def mixing_rows(config: DecoderConfig, dtype: torch.dtype, tokens: int, repeats: int) -> list[list[str]]:
+def mixing_rows(config: DecoderConfig, dtype: torch.dtype, repeats: int) -> list[list[str]]:
     """Mixed batches of prefill size against the ideal and the two alternatives."""
     rows = []
-    bench = Bench(random_decoder(config, dtype), (512, 1024, 1536, 2048))
+    bench = Bench(random_decoder(config, dtype), range(256, 2049, 256))
     for name, levels in LADDERS.items():
-        each = 2
+        lengths = PROMPTS[: len(levels)]
         cases: dict[str, Callable[[], object]] = {
-            f"uniform {k}": bench.batch([level] * each * len(levels), tokens, 0) for k, level in enumerate(levels)
+            f"uniform {k}": bench.batch([level] * len(levels), lengths) for k, level in enumerate(levels)
         }
-        cases["mixed"] = bench.batch([level for level in levels for _ in range(each)], tokens, 0)
-        parts = [bench.batch([level] * each, tokens, 0) for level in levels]
+        cases["mixed"] = bench.batch(levels, lengths)
+        parts = [bench.batch([level], [length]) for level, length in zip(levels, lengths, strict=True)]
         cases["per level"] = lambda parts=parts: [part() for part in parts]
         seconds = interleaved(cases, repeats)
-        ideal = sum(seconds[f"uniform {k}"] for k in range(len(levels))) / len(levels)
-        everyone = seconds[f"uniform {len(levels) - 1}"]
-        mixed = seconds["mixed"]
+        ideal = sum(seconds[f"uniform {k}"] * length for k, length in enumerate(lengths)) / sum(lengths)
+        everyone, mixed = seconds[f"uniform {len(levels) - 1}"], seconds["mixed"]
         ratios = (mixed / ideal, mixed / seconds["per level"], mixed / everyone, ideal / everyone)
-        shape = f"{each * len(levels)} x {tokens}"
-        rows.append([_short(dtype), name, shape, f"{1e3 * mixed:.0f}", *(f"{ratio:.2f}" for ratio in ratios)])
+        rows.append([_short(dtype), name, f"{1e3 * mixed:.0f}", *(f"{ratio:.2f}" for ratio in ratios)])
         bench.clear()
     return rows
 
@@ -144,11 +147,11 @@ def main() -> None:
     )
     report(
         "staircase_mixing",
-        f"Mixed batches ({shape}): two requests a level",
-        ["", "ladder", "requests", "mixed ms", "/ ideal", "/ one batch a level", "/ all full size", "ideal / full"],
-        [row for dtype in dtypes for row in mixing_rows(CONFIG, dtype, 128, options.repeats)],
-        "Ideal: every request at its share of a uniform batch of its own level (as many requests as the mixed batch), "
-        "so with the efficiency of a large batch. Medians, interleaved.",
+        f"Mixed batches ({shape}): eight prompts of 40 to 128 tokens, one a level",
+        ["", "ladder", "mixed ms", "/ ideal", "/ one batch a level", "/ all full size", "ideal / full"],
+        [row for dtype in dtypes for row in mixing_rows(CONFIG, dtype, options.repeats)],
+        "Ideal: every request at its tokens' share of a batch in which all eight run its own sub-network, so with the "
+        "efficiency of a large batch. Medians, interleaved.",
         options.save,
     )
 

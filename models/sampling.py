@@ -96,8 +96,9 @@ def candidates(logits_V: npt.NDArray[np.floating], params: SamplingParams) -> tu
     ids = np.arange(len(logits_V))
     if 0 < params.top_k < len(logits_V):
         ids = np.flatnonzero(logits_V >= torch.from_numpy(logits_V).topk(params.top_k).values[-1].item())
+        logits_V = logits_V[ids]
     with np.errstate(over="ignore"):  # a tiny temperature: all but the largest go to -inf
-        scores = (logits_V[ids] - logits_V.max()).astype(np.float64) / params.temperature
+        scores = (logits_V - logits_V.max()).astype(np.float64) / params.temperature
     weights: Floats = np.exp(scores)
     if params.top_p < 1:
         nucleus = _nucleus(weights, params.top_p)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stepwell.serving.client import Client
-    from stepwell.serving.engine.engine import Engine
+    from stepwell.serving.offline import Engine
 
 __all__ = ["Client", "Engine"]
 
 # Imported on first use: a client must not import torch.
-_MODULES = {"Client": "stepwell.serving.client", "Engine": "stepwell.serving.engine.engine"}
+_MODULES = {"Client": "stepwell.serving.client", "Engine": "stepwell.serving.offline"}
 
 
 def __getattr__(name: str) -> Any:

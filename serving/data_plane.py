@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from stepwell.schedulers.request import Request
@@ -39,6 +40,8 @@ class DataPlane:
         self._metrics = metrics
         self._clock = clock
         self._numbers = itertools.count(1)
+        # Loading and draining take long: a thread for each model, none of them one that tokenises.
+        self._workers = ThreadPoolExecutor(max(1, len(self.models)), thread_name_prefix="stepwell-load")
 
     async def start(self) -> None:
         """Load every model. Raises ValueError if one cannot be opened."""
@@ -53,6 +56,7 @@ class DataPlane:
         """Drain, give admitted requests ``grace_s`` seconds, end the rest, unload everything."""
         self.drain()
         await asyncio.gather(*(self._unload(served, grace_s) for served in self.models.values()))
+        self._workers.shutdown()
 
     def not_ready_because(self) -> str:
         """Why no requests are taken now; empty if they are. Safe to call from any thread."""
@@ -94,11 +98,12 @@ class DataPlane:
         loop = asyncio.get_running_loop()
         async with served.changing:
             if served.state is not ModelState.READY:
-                await loop.run_in_executor(None, served.load, loop)
+                await loop.run_in_executor(self._workers, served.load, loop)
 
     async def _unload(self, served: ServedModel, grace_s: float) -> None:
         async with served.changing:
-            await asyncio.get_running_loop().run_in_executor(None, served.unload, grace_s)
+            if served.loaded:
+                await asyncio.get_running_loop().run_in_executor(self._workers, served.unload, grace_s)
 
     async def complete(self, call: GenerateCall) -> Chunk:
         """Generate and return the whole answer. Raises RequestError; cancelling the task frees the request."""

@@ -58,6 +58,11 @@ class ServedModel:
         return self._hosted
 
     @property
+    def loaded(self) -> bool:
+        """Whether it is in memory."""
+        return self._loop is not None
+
+    @property
     def hosted_or_none(self) -> HostedModel | None:
         """What is in memory, whether or not it takes requests."""
         return self._hosted
@@ -95,8 +100,7 @@ class ServedModel:
 
     def unload(self, drain_s: float) -> None:
         """Let admitted requests finish for at most ``drain_s`` seconds, end the rest, and free the memory."""
-        if self._loop is None:
-            return
+        assert self._loop is not None, "not loaded"
         self.state, self.reason = ModelState.UNLOADING, "unloading"
         self._loop.stop(drain_s)
         self._metrics.unwatch(self.name)

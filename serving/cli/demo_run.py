@@ -122,31 +122,32 @@ def run_demo(model: str, num_requests: int) -> Outcome:
     with BackgroundServer(Server(config, open_watched)) as running, Client(running.address) as client:
         name = config.models[0].display_name
         client.complete(name, PROMPTS[0], max_tokens=8)  # the first request of a process finds nothing warm
-        watches[-1].steps.clear()
         description = client.describe(name)
+        watches[-1].steps.clear()
         wishes = mixed_load(description, num_requests)
         say(f"gRPC on {running.address}; sending {len(wishes)} requests at once ...")
         started = time.perf_counter()
-        answers = send_all(client, name, wishes)
+        answers = send_all(running.address, name, wishes)
         seconds = time.perf_counter() - started
-        return Outcome(description, config.slo_classes, answers, tuple(watches[-1].steps), seconds)
+    # Read when the engine has stopped: the last answer leaves a moment before its step is counted.
+    return Outcome(description, config.slo_classes, answers, tuple(watches[-1].steps), seconds)
 
 
-def send_all(client: Client, model: str, wishes: Sequence[Wish]) -> list[Answer]:
+def send_all(address: str, model: str, wishes: Sequence[Wish]) -> list[Answer]:
     """Send every wish from a thread of its own, all at the same moment; returns the answers in order."""
     barrier = threading.Barrier(len(wishes))
 
-    def ask(wish: Wish, index: int) -> Answer:
+    def ask(client: Client, index: int) -> Answer:
         barrier.wait()
-        return _ask(client, model, wish, seed=index)
+        return _ask(client, model, wishes[index], seed=index)
 
-    with ThreadPoolExecutor(len(wishes), thread_name_prefix="client") as threads:
-        asked = [threads.submit(ask, wish, index) for index, wish in enumerate(wishes)]
+    # The client is closed first: if we leave early, every thread gets an error and ends.
+    with ThreadPoolExecutor(len(wishes), thread_name_prefix="client") as threads, Client(address) as client:
+        asked = [threads.submit(ask, client, index) for index in range(len(wishes))]
+        until = time.monotonic() + PATIENCE_S
         try:
-            until = time.monotonic() + PATIENCE_S
             return [future.result(max(0.0, until - time.monotonic())) for future in asked]
         except FutureTimeoutError as error:
-            client.close()
             raise CommandError(f"demo: no answer within {PATIENCE_S:.0f} s; is the machine overloaded?") from error
 
 

@@ -6,6 +6,7 @@ message that cannot be parsed is INVALID_ARGUMENT; gRPC itself would show the ex
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -46,9 +47,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
 
 
 def _guard(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    if handler.request_streaming and inspect.isasyncgenfunction(handler.stream_stream):
+        return handler  # reflection, which answers for itself
     parse = _tolerant(handler.request_deserializer)
     if handler.request_streaming:
-        return grpc.stream_stream_rpc_method_handler(handler.stream_stream, parse, handler.response_serializer)
+        behavior = _answering(handler.stream_stream, method)
+        return grpc.stream_stream_rpc_method_handler(behavior, parse, handler.response_serializer)
     if handler.response_streaming:
         behavior = _answering(handler.unary_stream, method)
         return grpc.unary_stream_rpc_method_handler(behavior, parse, handler.response_serializer)

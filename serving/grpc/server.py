@@ -27,6 +27,9 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a helper
+                # A client whose machine or network is gone sends nothing, not even an end: ask.
+                ("grpc.keepalive_time_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
             ],
         )
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip_service.InferenceService(plane), self._server)

@@ -153,7 +153,7 @@ def test_closing_the_iterator_frees_the_request(make_server: Any, wire: Any) -> 
 
 
 def test_the_package_offers_client_and_engine() -> None:
-    from stepwell.serving.engine.engine import Engine
+    from stepwell.serving.offline import Engine
 
     assert stepwell.serving.Client is Client
     assert stepwell.serving.Engine is Engine

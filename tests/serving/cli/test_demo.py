@@ -116,7 +116,7 @@ def test_the_load_is_mixed_whatever_its_size(ran, num_requests):
 def test_the_command_prints_a_table_and_saves_the_plot(stepwell, tmp_path):
     ran = stepwell("demo", "--requests", 5, "--out", tmp_path / "made")
     assert ran.status == 0, ran.err
-    assert len(re.findall(r"^ [0-4]  ", ran.out, re.MULTILINE)) == 5
+    assert len(re.findall(r"^[0-4]  ", ran.out, re.MULTILINE)) == 5
     assert "5 requests at once over gRPC" in ran.out
     assert (tmp_path / "made" / "demo.png").stat().st_size > 10_000
 

@@ -25,20 +25,26 @@ class Serving:
             [*COMMAND, *argv, *FREE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def stdout_until(self, last: str) -> str:
+    def line(self) -> str:
+        """The next line of standard output."""
         assert self.process.stdout is not None
-        lines: list[str] = []
-        while not lines or lines[-1].rstrip("\n") != last:
-            lines.append(self.process.stdout.readline())
-            assert lines[-1], "".join(lines)
-        return "".join(lines)
+        assert self.process.stderr is not None
+        line = self.process.stdout.readline()
+        assert line, f"it ended: {self.process.stderr.read()}"
+        return line.rstrip("\n")
+
+    def lines_until(self, last: str) -> str:
+        lines = [self.line()]
+        while lines[-1] != last:
+            lines.append(self.line())
+        return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
 def announced() -> Iterator[tuple[Serving, Any]]:
     serving = Serving("nested-lm", "--json")
     try:
-        yield serving, json.loads(serving.stdout_until("}"))
+        yield serving, json.loads(serving.lines_until("}"))
     finally:
         serving.process.kill()
         serving.process.communicate()
@@ -79,9 +85,8 @@ def test_options_replace_those_of_the_configuration(tmp_path):
     config.write_text("grpc_port: 1\nmodels:\n  - {source: nested-lm, name: small, kv_cache_mib: 16}\n")
     serving = Serving("--config", str(config))
     try:
-        assert serving.process.stdout is not None
-        assert serving.process.stdout.readline().startswith("gRPC on 127.0.0.1:")
-        assert serving.process.stdout.readline().startswith("model small: ")
+        assert serving.line().startswith("gRPC on 127.0.0.1:")
+        assert serving.line().startswith("model small: ")
         serving.process.send_signal(signal.SIGINT)
         assert serving.process.wait(60) == 0
     finally:

@@ -77,12 +77,39 @@ def test_it_is_recomputed_at_the_point_it_started_at(make_world, fake) -> None:
         assert world.end(request).report.tokens_per_level == {"depth:1": 20}
 
 
-@pytest.mark.parametrize("max_step_tokens", [512, 1])
-def test_flipping_urgency_does_not_make_requests_oust_each_other_forever(make_world, fake, max_step_tokens) -> None:
+def test_who_got_no_tokens_of_the_step_gives_way_first(make_world) -> None:
+    world = make_world(num_pages=24, page_tokens=4, max_step_tokens=2)
+    world.submit([1], 20, deadline_s=6.0)
+    world.step()
+    stalled = world.submit(list(range(8)), 1, deadline_s=9.0)
+    world.step()  # decodes take the whole step from now on; this one has one token of its prompt done
+    world.submit([2], 20, deadline_s=5.0)
+    while not (put_back := [r for r in world.engine.waiting if r.preemptions]):
+        world.step()
+    assert [r.request_id for r in put_back] == [stalled]
+    world.run()
+
+
+def test_two_that_give_way_in_one_step_both_wait(make_world, fake) -> None:
+    # The first frees too little; once the second is gone there would be room for the first, but it was just put back.
+    world = make_world(num_pages=20, page_tokens=4)
+    urgent, large = world.submit([1], 12, deadline_s=5.0), world.submit(list(range(9)), 12, deadline_s=6.0)
+    small = world.submit([2], 12, deadline_s=7.0, points=["depth:0"])
+    world.step()
+    while not world.engine.waiting:
+        world.step()
+    assert {r.request_id for r in world.engine.waiting} == {large, small}
+    world.run()
+    assert world.tokens(urgent) == fake.reference([1], "depth:2", 12)
+    assert world.tokens(large) == fake.reference(list(range(9)), "depth:2", 12)
+    assert world.tokens(small) == fake.reference([2], "depth:0", 12)
+
+
+def test_flipping_urgency_does_not_make_requests_oust_each_other_forever(make_world, fake) -> None:
     # Each token moves a request's next due time behind the others', so urgency flips all the time.
-    world = make_world(num_pages=24, page_tokens=4, max_step_tokens=max_step_tokens)
+    world = make_world(num_pages=24, page_tokens=4)
     requests = [world.submit([n], 29, ttft_s=1.0, tpot_s=0.01) for n in range(4)]
-    world.run(max_steps=1000)
+    world.run(max_steps=29 * 4 + 10)
     for n, request in enumerate(requests):
         assert world.tokens(request) == fake.reference([n], "depth:2", 29)
     assert sum(world.end(r).report.preemptions for r in requests) <= 12
