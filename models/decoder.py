@@ -57,6 +57,7 @@ class Decoder(nn.Module):
         """
         self.requires_grad_(False).eval()
         self.linear = SliceLinear(packed_bytes)
+        self.run_wide = None
         widths = sorted(set(ffn_widths) - {0})
         if len(widths) > 1:
             mlps = [layer.mlp for layer in self._layers()]

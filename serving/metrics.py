@@ -24,6 +24,12 @@ MAX_LABEL_VALUES = 256
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+_GAUGES = (  # attribute of GaugeSource, name, help
+    ("num_waiting", "requests_waiting", "Requests waiting."),
+    ("num_running", "requests_running", "Requests holding cache pages."),
+    ("cache_usage_ratio", "kv_cache_usage_ratio", "Cache pages in use, 0 to 1."),
+    ("backlog_s", "backlog_seconds", "Time the waiting requests will take, judged by those that finished lately."),
+)
 _QUALITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
 
 
@@ -54,6 +60,9 @@ class GaugeSource(Protocol):
     @property
     def cache_usage_ratio(self) -> float: ...
 
+    @property
+    def backlog_s(self) -> float: ...
+
 
 def buckets_with(thresholds_ms: Iterable[float | None]) -> tuple[float, ...]:
     """Latency buckets in seconds, from 1 ms, containing every threshold."""
@@ -72,41 +81,36 @@ class Metrics:
         self._fold_class = LabelFold(known=classes)
         self._fold_point = LabelFold()
         self._fold_reason = LabelFold(limit=32)
-        per_class = ("model", "slo_class")
-        whole = buckets_with([c.deadline_ms for c in classes.values()] + [c.ttft_ms for c in classes.values()])
-        token = buckets_with(c.tpot_ms for c in classes.values())
-        every = tuple(sorted({*whole, *token}))
+        thresholds = [ms for c in classes.values() for ms in (c.deadline_ms, c.ttft_ms, c.tpot_ms)]
+        self._create_counters()
+        self._create_histograms(buckets_with(thresholds))
+        self._gauges = {
+            attribute: Gauge(f"stepwell_{name}", text, ("model",), registry=self.registry)
+            for attribute, name, text in _GAUGES
+        }
 
+    def _create_counters(self) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"stepwell_{name}", text, ("model", *labels), registry=self.registry)
-
-        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...] = every) -> Histogram:
-            return Histogram(f"stepwell_{name}", text, labels, buckets=buckets, registry=self.registry)
 
         self.requests = counter("slo_requests_total", "Requests by how they ended.", "slo_class", "outcome")
         self.served = counter("served_total", "Requests served, by operating point.", "operating_point")
         self.shed = counter("shed_total", "Requests refused or dropped, by reason.", "reason")
         self.tokens = counter("tokens_total", "Tokens by kind.", "kind")
-        self.request_seconds = histogram("request_seconds", "Arrival to last token.", per_class)
-        self.queue_seconds = histogram("queue_seconds", "Time spent waiting.", per_class)
-        self.ttft_seconds = histogram("time_to_first_token_seconds", "Arrival to first token.", per_class)
-        self.tpot_seconds = histogram("time_per_output_token_seconds", "Mean after the first token.", per_class)
-        self.inter_token_seconds = histogram("inter_token_seconds", "Between two tokens.", per_class)
-        self.slo_ratio = histogram("slo_ratio", "Latency over the latency asked for.", per_class, _RATIOS)
-        self.quality = histogram("served_quality", "Quality relative to the full model.", per_class, _QUALITIES)
-        self.step_seconds = histogram("step_seconds", "Duration of an engine step.", ("model", "kind"))
-        self.step_ratio = histogram(
-            "step_prediction_ratio", "Actual over predicted duration of a step.", ("model", "kind"), _RATIOS
-        )
-        self._gauges = {
-            "num_waiting": Gauge("stepwell_requests_waiting", "Requests waiting.", ("model",), registry=self.registry),
-            "num_running": Gauge(
-                "stepwell_requests_running", "Requests holding cache pages.", ("model",), registry=self.registry
-            ),
-            "cache_usage_ratio": Gauge(
-                "stepwell_kv_cache_usage_ratio", "Cache pages in use, 0 to 1.", ("model",), registry=self.registry
-            ),
-        }
+
+    def _create_histograms(self, seconds: tuple[float, ...]) -> None:
+        def histogram(name: str, text: str, label: str, buckets: tuple[float, ...] = seconds) -> Histogram:
+            return Histogram(f"stepwell_{name}", text, ("model", label), buckets=buckets, registry=self.registry)
+
+        self.request_seconds = histogram("request_seconds", "Arrival to last token.", "slo_class")
+        self.queue_seconds = histogram("queue_seconds", "Time spent waiting.", "slo_class")
+        self.ttft_seconds = histogram("time_to_first_token_seconds", "Arrival to first token.", "slo_class")
+        self.tpot_seconds = histogram("time_per_output_token_seconds", "Mean after the first token.", "slo_class")
+        self.inter_token_seconds = histogram("inter_token_seconds", "Between two tokens.", "slo_class")
+        self.slo_ratio = histogram("slo_ratio", "Latency over the latency asked for.", "slo_class", _RATIOS)
+        self.quality = histogram("served_quality", "Quality relative to the full model.", "slo_class", _QUALITIES)
+        self.step_seconds = histogram("step_seconds", "Duration of an engine step.", "kind")
+        self.step_ratio = histogram("step_prediction_ratio", "Actual over predicted duration.", "kind", _RATIOS)
 
     def observer(self, model: str) -> ModelObserver:
         """The observer to give to ``model``'s engine."""

@@ -1,9 +1,9 @@
 """What a request asked for, read from its gRPC deadline, its call metadata and its parameters.
 
-Precedence, first that is present wins: metadata, then parameters, then (if neither states any latency) the model's
-default class. Within one source a number wins over the class named beside it. A gRPC deadline, less a margin for the
-way back, bounds whatever was asked. ``timeout`` (microseconds) limits the wait in the queue; 0 = no limit, as in the
-protocol. Nonsense anywhere, used or not, is INVALID_ARGUMENT naming the key.
+Precedence, first that is present wins: metadata, then parameters, then (if neither names a class) the model's default
+class; its latencies apply only if no other was stated. Within one source a number wins over the class named beside it.
+A gRPC deadline, less a margin for the way back, bounds whatever was asked. ``timeout`` (microseconds) limits the wait
+in the queue; 0 = no limit, as in the protocol. Nonsense anywhere, used or not, is INVALID_ARGUMENT naming the key.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def parse_slo(
     for source in (_from_metadata(metadata), {key: (key, value) for key, value in parameters.items()}):
         named_classes.append(_class_of(source, classes))
         layers += [_explicit(source), _of_class(classes, named_classes[-1])]
-    default = _of_class(classes, default_class)
-    if any(layer.asks_latency for layer in layers):
-        default = _Wishes(min_quality=default.min_quality)
-    layers.append(default)
+    if not any(named_classes):
+        default = _of_class(classes, default_class)
+        asked = any(layer.asks_latency for layer in layers)
+        layers.append(_Wishes(min_quality=default.min_quality) if asked else default)
     class_name = next((name for name in named_classes if name), default_class)
     slo = SLO(
         slo_class=class_name,

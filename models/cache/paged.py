@@ -229,7 +229,13 @@ class PagedKVCache:
 
     def _grow(self, seq: CacheSequence, num_blocks: int) -> None:
         last = seq.table[:, -1] if seq.num_blocks else np.full(seq.num_rows, -1, np.int32)
-        seq.append(self._allocate(seq, last, num_blocks))
+        pages = self._allocate(seq, last, num_blocks)
+        # Only the last new block may be read before it is full. What a former owner left there is masked, but a masked
+        # NaN would still spoil the sum.
+        for storage in (self.keys, self.values):
+            if storage is not None:
+                storage.index_fill_(1, torch.from_numpy(pages[:, -1].astype(np.int64)), 0.0)
+        seq.append(pages)
 
     def _allocate(self, seq: CacheSequence, last: PageIds, num_blocks: int) -> PageIds:
         room = max(self._num_blocks(seq.expected_tokens) - seq.num_blocks, num_blocks)

@@ -6,7 +6,7 @@ that decode one token over short contexts share one padded call, because there a
 The query heads of a key-value head go together, so keys are read once (GQA).
 
 Keys and values are kept in the precision of the cache. On the CPU that is float32 for bfloat16 models too: torch's
-attention reads bfloat16 keys of a single query about ten times slower (``benchmarks/attention.py``).
+attention reads bfloat16 keys of a single query several times slower (``benchmarks/kernels.py``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepwell.models.config import DecoderConfig
-from stepwell.models.kernels.masks import causal_mask, context_mask
+from stepwell.models.kernels.masks import Masks
 from stepwell.models.layers.staircase import Rows, Span
 from stepwell.models.packed import PackedBatch
 
@@ -33,12 +33,12 @@ class DenseAttention:
     """Causal attention of equally long sequences, without a cache (training, evaluation)."""
 
     def __init__(self, config: DecoderConfig, num_sequences: int) -> None:
-        self.config, self.num_sequences = config, num_sequences
+        self.config, self.num_sequences, self._masks = config, num_sequences, Masks()
 
     def __call__(self, layer: int, span: Span, q_RHd: Tensor, k_RGd: Tensor, v_RGd: Tensor) -> Tensor:
         """See :class:`~stepwell.models.layers.blocks.Attend`."""
         q, k, v = (t.unflatten(0, (self.num_sequences, -1)).transpose(1, 2) for t in (q_RHd, k_RGd, v_RGd))
-        out = _prefill(q, k, v, 0, self.config.window(layer))
+        out = _prefill(q, k, v, 0, self.config.window(layer), self._masks)
         return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
@@ -87,6 +87,7 @@ class PagedAttention:
         self.page_tokens = batch.cache.page_tokens
         self.tables_LSB = _layer_tables(batch, config.num_layers, self.page_tokens)
         self._works: list[_Work] = []
+        self._masks = Masks()
 
     def __call__(self, layer: int, span: Span, q_RHd: Tensor, k_RGd: Tensor, v_RGd: Tensor) -> Tensor:
         """See :class:`~stepwell.models.layers.blocks.Attend`."""
@@ -98,7 +99,8 @@ class PagedAttention:
             fresh = (k_RGd[rows].transpose(0, 1), v_RGd[rows].transpose(0, 1))
             k, v = (t.unsqueeze(0) for t in (fresh if member.start == 0 else self._read(layer, span, member, 0)))
             q = q_RHd[rows].to(k.dtype).transpose(0, 1).unsqueeze(0)
-            out[rows] = _prefill(q, k, v, member.start, self.config.window(layer))[0].transpose(0, 1)
+            mixed = _prefill(q, k, v, member.start, self.config.window(layer), self._masks)
+            out[rows] = mixed[0].transpose(0, 1)
         for member in work.alone:
             self._decode_alone(layer, span, member, q_RHd, out)
         if work.together:
@@ -153,7 +155,7 @@ class PagedAttention:
         low = max(0, member.context - window) if window else 0
         k, v = (t.unsqueeze(0) for t in self._read(layer, span, member, low))
         q = q_RHd[member.first].to(k.dtype).view(1, -1, self.config.group_heads, self.config.head_dim)
-        out_RHd[member.first] = F.scaled_dot_product_attention(q, k, v).view(out_RHd.shape[1:])
+        out_RHd[member.first] = F.scaled_dot_product_attention(q, k, v).reshape(out_RHd.shape[1:])
 
     def _decode_together(
         self, layer: int, span: Span, members: Sequence[_Member], q_RHd: Tensor, out_RHd: Tensor
@@ -168,7 +170,7 @@ class PagedAttention:
         )
         rows = torch.tensor([m.first for m in members])
         q = q_RHd[rows].to(k.dtype).view(len(members), -1, self.config.group_heads, self.config.head_dim)
-        mask = context_mask(tuple(contexts), num_keys, self.config.window(layer), q.dtype)
+        mask = self._masks.context(tuple(contexts), num_keys, self.config.window(layer), q.dtype)
         mixed = F.scaled_dot_product_attention(q, k.transpose(0, 1), v.transpose(0, 1), attn_mask=mask)
         out_RHd[rows] = mixed.reshape(len(members), *out_RHd.shape[1:]).to(out_RHd.dtype)
 
@@ -200,11 +202,13 @@ def _members(batch: PackedBatch, rows: Rows) -> Iterator[_Member]:
             first += length
 
 
-def _prefill(q_BHQd: Tensor, k_BGKd: Tensor, v_BGKd: Tensor, start: int, window: int | None) -> Tensor:
+def _prefill(
+    q_BHQd: Tensor, k_BGKd: Tensor, v_BGKd: Tensor, start: int, window: int | None, masks: Masks
+) -> Tensor:
     """Causal attention of queries at positions ``start..`` over keys at positions ``0..``: [B, H, Q, d]."""
     gqa = q_BHQd.shape[1] != k_BGKd.shape[1]
     num_queries, num_keys = q_BHQd.shape[2], k_BGKd.shape[2]
     if start == 0 and (window is None or num_keys <= window):
         return F.scaled_dot_product_attention(q_BHQd, k_BGKd, v_BGKd, is_causal=True, enable_gqa=gqa)
-    mask = causal_mask(num_queries, start, window, q_BHQd.dtype)
+    mask = masks.causal(num_queries, start, window, q_BHQd.dtype)
     return F.scaled_dot_product_attention(q_BHQd, k_BGKd, v_BGKd, attn_mask=mask, enable_gqa=gqa)

@@ -54,7 +54,7 @@ class MeasuredCost:
         share = (num_rows - self.rows[left]) / (self.rows[right] - self.rows[left])
         fixed = self.fixed_s[left] + share * (self.fixed_s[right] - self.fixed_s[left])
         slope = self.channel_s[left] + share * (self.channel_s[right] - self.channel_s[left])
-        return fixed + slope * num_channels
+        return max(fixed, 0.0) + max(slope, 0.0) * num_channels
 
     def prefers_wide(self, narrow_units: int, narrow_rows: int, extra_units: int, extra_rows: int) -> bool:
         """See :data:`~stepwell.models.layers.staircase.WideRule`."""

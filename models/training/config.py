@@ -45,7 +45,7 @@ class NestedConfig:
     exit_weight: float = 0.3
     """Weight of the mean loss of the sampled exits; the full depth has the rest."""
 
-    num_steps: int = 2000
+    num_steps: int = 2400
     tokens_per_step: int = 2048
     context: int = 256
     """Tokens per sequence for most of the run: short ones cost less attention."""
@@ -63,7 +63,7 @@ class NestedConfig:
     seed: int = 0
     bf16: bool = True
     """Run matrix products in bfloat16 (weights, gradients and optimiser stay float32)."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = 50
     """Optimiser steps between checkpoints."""
 
     def __post_init__(self) -> None:

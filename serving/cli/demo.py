@@ -94,10 +94,10 @@ def summary(outcome: Outcome) -> str:
     """The run in a few lines."""
     found = totals(outcome)
     return (
-        f"{found['requests']} requests at once over gRPC: {found['met']} served in time, {found['missed']} late, "
-        f"{found['expired']} expired, {found['refused']} refused.\n"
-        f"{found['points_served']} different sub-networks of one model were served, up to "
-        f"{found['most_points_in_step']} of them in one step; the largest packed batch held "
+        f"{found['requests']} requests at once over gRPC: {found['met'] + found['missed']} served, "
+        f"{found['missed']} of them late; {found['expired']} expired, {found['refused']} refused.\n"
+        f"{found['sub_networks_served']} different sub-networks of one model were served, up to "
+        f"{found['most_sub_networks_in_step']} of them in one step; the largest packed batch held "
         f"{found['most_sequences_in_step']} sequences.\n"
         f"{found['mixed_steps']} of {found['steps']} steps mixed sub-networks. {found['generated_tokens']} tokens in "
         f"{found['seconds']:.2f} s: {found['tokens_per_s']:.0f} tokens/s."
@@ -112,11 +112,12 @@ def totals(outcome: Outcome) -> dict[str, Any]:
     return {
         "requests": len(outcome.answers),
         **{name: outcomes[name] for name in ("met", "missed", "expired", "refused")},
-        "points_served": len({report.operating_point for report in reports}),
+        "operating_points_served": len({report.operating_point for report in reports}),
+        "sub_networks_served": outcome.num_served,
         "steps": len(outcome.steps),
-        "mixed_steps": sum(len(step.points) > 1 for step in outcome.steps),
-        "most_points_in_step": max((len(step.points) for step in outcome.steps), default=0),
-        "most_sequences_in_step": max((step.num_sequences for step in outcome.steps), default=0),
+        "mixed_steps": sum(outcome.count_sub_networks(step.points) > 1 for step in outcome.steps),
+        "most_sub_networks_in_step": outcome.most_in_step,
+        "most_sequences_in_step": max(step.num_sequences for step in outcome.steps),
         "generated_tokens": tokens,
         "seconds": outcome.seconds,
         "tokens_per_s": tokens / outcome.seconds,

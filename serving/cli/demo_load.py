@@ -120,8 +120,12 @@ def mixed_load(model: ModelDescription, num_requests: int) -> list[Wish]:
 
 
 def _spread(points: Sequence[OperatingPoint], count: int) -> Iterator[OperatingPoint]:
-    """``count`` points evenly spread over the costs on offer, cheap and dear ones in turn."""
-    ascending = sorted(points, key=lambda point: (point.cost, point.name))
+    """``count`` points evenly spread over the costs on offer, cheap and dear ones in turn.
+
+    Ladders meet: of points with the same cost and quality one is taken.
+    """
+    different = {(point.cost, point.quality): point for point in reversed(points)}  # the first name of each wins
+    ascending = [different[key] for key in sorted(different)]
     chosen = [ascending[i * (len(ascending) - 1) // max(count - 1, 1)] for i in range(count)]
     half = (count + 1) // 2
     for low, high in itertools.zip_longest(chosen[:half], reversed(chosen[half:])):

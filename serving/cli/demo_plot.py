@@ -26,13 +26,11 @@ def save_plot(outcome: Outcome, path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[1.45, 1.0])
     qualities = [point.quality for ladder in outcome.model.ladders for point in ladder.points]
     scale = Normalize(min(qualities) - 1e-6, max(qualities))
-    points = {answer.report.operating_point for answer in outcome.answers if answer.report is not None}
-    most = max(len(step.points) for step in outcome.steps)
     _latencies(left, outcome, scale)
     _offers(right, outcome, scale)
     figure.suptitle(
         f"{len(outcome.answers)} requests at once, one {outcome.model.name}: "
-        f"{len(points)} sub-networks served, up to {most} of them in one step",
+        f"{outcome.num_served} sub-networks served, up to {outcome.most_in_step} of them in one step",
         fontsize=13,
     )
     figure.savefig(path, dpi=110)
@@ -113,14 +111,14 @@ def _offers(axes: Axes, outcome: Outcome, scale: Normalize) -> None:
     served = Counter(a.report.operating_point for a in outcome.answers if a.report is not None)
     for name, count in served.items():
         point = points[name]
-        fill = _colour(point.quality, scale)
-        axes.scatter(point.cost, point.quality, s=45.0 + 40.0 * count, color=fill, edgecolors="black", lw=0.8, zorder=3)
+        where, size = (point.cost, point.quality), 50.0 + 45.0 * min(count, 8)
+        axes.scatter(*where, s=size, color=_colour(point.quality, scale), edgecolors="black", lw=0.8, zorder=3)
         if count > 1:
-            where = (point.cost, point.quality)
             axes.annotate(str(count), where, ha="center", va="center", fontsize=8, color="white", zorder=4)
     axes.plot([], [], color=_GREY, lw=0.9, marker=".", ms=4, label="the other ladders")
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor="black", label="served (number if several)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_xlim(right=1.05)
     axes.set(xlabel="parameters run for each token, of the full model's", ylabel="quality relative to the full model")
     axes.set_title("what the model offers, and where they were served", fontsize=11)
     axes.grid(True, alpha=0.3)

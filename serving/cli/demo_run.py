@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
+from stepwell.models.ladder import SubNetwork
 from stepwell.schedulers.request import Request
 from stepwell.serving.app import Server
 from stepwell.serving.background import BackgroundServer
@@ -67,6 +68,22 @@ class Outcome:
     steps: Sequence[StepMix]
     seconds: float
     """From sending the first request to the last answer."""
+    sub_network_of: Mapping[str, SubNetwork]
+    """By name of the operating point. Ladders meet: the top of each is the full model, for example."""
+
+    def count_sub_networks(self, points: Iterable[str]) -> int:
+        """How many different sub-networks the operating points of these names are."""
+        return len({self.sub_network_of[name] for name in points})
+
+    @property
+    def num_served(self) -> int:
+        """Different sub-networks that served a request to its end."""
+        return self.count_sub_networks(a.report.operating_point for a in self.answers if a.report is not None)
+
+    @property
+    def most_in_step(self) -> int:
+        """The most different sub-networks that one step computed together."""
+        return max(self.count_sub_networks(step.points) for step in self.steps)
 
 
 class StepWatch:
@@ -103,12 +120,13 @@ class StepWatch:
 
 def run_demo(model: str, num_requests: int) -> Outcome:
     """Serve ``model`` and send the mixed load. Raises ValueError if it cannot be opened."""
-    watches: list[StepWatch] = []
+    opened: list[tuple[HostedModel, StepWatch]] = []
 
     def open_watched(config: ModelConfig, observer: EngineObserver) -> HostedModel:
-        watches.append(StepWatch(observer))
-        hosted = open_decoder(config, watches[-1])
-        watches[-1].watch(hosted)
+        watch = StepWatch(observer)
+        hosted = open_decoder(config, watch)
+        watch.watch(hosted)
+        opened.append((hosted, watch))
         return hosted
 
     config = ServerConfig(
@@ -123,14 +141,16 @@ def run_demo(model: str, num_requests: int) -> Outcome:
         name = config.models[0].display_name
         client.complete(name, PROMPTS[0], max_tokens=8)  # the first request of a process finds nothing warm
         description = client.describe(name)
-        watches[-1].steps.clear()
+        ((hosted, watch),) = opened
+        watch.steps.clear()
         wishes = mixed_load(description, num_requests)
         say(f"gRPC on {running.address}; sending {len(wishes)} requests at once ...")
         started = time.perf_counter()
         answers = send_all(running.address, name, wishes)
         seconds = time.perf_counter() - started
     # Read when the engine has stopped: the last answer leaves a moment before its step is counted.
-    return Outcome(description, config.slo_classes, answers, tuple(watches[-1].steps), seconds)
+    sub_network_of = {point: hosted.ladders.subnet(point) for point in hosted.points}
+    return Outcome(description, config.slo_classes, answers, tuple(watch.steps), seconds, sub_network_of)
 
 
 def send_all(address: str, model: str, wishes: Sequence[Wish]) -> list[Answer]:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("models: none to serve; name one (stepwell serve nested-lm) or list them in --config")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     say(f"loading {', '.join(model.display_name for model in config.models)} ...")
-    asyncio.run(Server(config).run(_announce_json if args.json else _announce))
+    asyncio.run(Server(config).run(announce_json if args.json else announce))
 
 
 def listening(server: Server) -> dict[str, object]:
@@ -60,11 +60,13 @@ def listening(server: Server) -> dict[str, object]:
     }
 
 
-def _announce_json(server: Server) -> None:
+def announce_json(server: Server) -> None:
+    """Say what a running server offers, as one document."""
     print_json(listening(server))
 
 
-def _announce(server: Server) -> None:
+def announce(server: Server) -> None:
+    """Say what a running server offers, for people."""
     found = listening(server)
     print(f"gRPC on {found['grpc']}, metrics and health on {found['http']} (/metrics, /healthz, /readyz)")
     for name, served in server.plane.models.items():

@@ -184,15 +184,15 @@ def test_those_ladders_mix_prefixes_and_gathered_rows(model: LoadedModel) -> Non
 
 
 def test_a_request_that_overflows_spoils_no_other(model: LoadedModel, serving_loop: Any) -> None:
+    good = [Case(level, COMMON[3:6], [20], 0, 3, False) for level in ("other-heads:1", "width:0", "drops:1")]
+    alone = [serve_alone(model, serving_loop, case) for case in good]
+    unused = next(token for token in range(61) if not any(token in one.stream.token_ids for one in alone))
+    bad = Case("heads:2", [unused] * 11, [20], 0, 3, False)
     embedding = model.decoder.model.embed_tokens.weight
-    kept = embedding[60].clone()
-    embedding[60] = torch.inf
-    try:
-        bad = Case("heads:2", [60] * 11, [20], 0, 3, False)
-        good = [Case(level, COMMON[3:6], [20], 0, 3, False) for level in ("other-heads:1", "width:0", "drops:1")]
-        together = serve(model, serving_loop(model.decoder), [bad, *good])
-        assert together[0].logits[10].isnan().all()
-        for each in together[1:]:
-            assert_same(each, serve_alone(model, serving_loop, each.case))
-    finally:
-        embedding[60] = kept
+    kept = embedding[unused].clone()
+    embedding[unused] = torch.inf
+    together = serve(model, serving_loop(model.decoder), [bad, *good])
+    embedding[unused] = kept
+    assert together[0].logits[10].isnan().all()
+    for each, expected in zip(together[1:], alone, strict=True):
+        assert_same(each, expected)

@@ -102,12 +102,13 @@ def test_prefill_in_chunks_is_prefill_at_once(
     assert_near(chunked[-1:], at_once)
 
 
+@pytest.mark.parametrize("before", [1e9, float("nan")])
 def test_what_pages_held_before_does_not_matter(
-    model: LoadedModel, serving_loop: Any, continues: Callable[..., None]
+    model: LoadedModel, serving_loop: Any, continues: Callable[..., None], before: float
 ) -> None:
     loop = serving_loop(model.decoder)
-    loop.cache.keys.fill_(1e9)
-    loop.cache.values.fill_(1e9)
+    loop.cache.keys.fill_(before)
+    loop.cache.values.fill_(before)
     streams = [loop.open(model.ladders.subnet(level)) for level in ("depth:2", "heads:0", "depth:0")]
     continues(loop, [(stream, TOKENS[: 5 + 6 * i]) for i, stream in enumerate(streams)])
     for token in TOKENS[:3]:

@@ -79,6 +79,16 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
     assert 0.05 * freedom < statistic < upper
 
 
+def test_draws_at_the_edges_of_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(number: float, logits: list[float]) -> int:
+        monkeypatch.setattr("stepwell.models.sampling.uniform", lambda seed, index: number)
+        return sample(torch.tensor([logits]), [SamplingParams(1.0)], [0])[0].token_id
+
+    assert drawn(0.0, [-math.inf, 1.0, 1.0]) == 1
+    assert drawn(0.5, [-math.inf, 1.0, 1.0]) == 2
+    assert drawn(1 - 2.0**-52, [0.3, 0.1, 0.2, -math.inf]) == 2
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(0, 10**6))
 def test_uniform_is_a_function_of_seed_and_index(seed: int, index: int) -> None:
     assert uniform(seed, index) == uniform(seed, index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from tokenizers.models import BPE
 
 from stepwell.models.tokenizer import REPLACEMENT, WINDOW_TOKENS, TextStream, Tokenizer, TokenizerError
 
-TEXT = "the cat, the hat: naïve façade, Grüße; 你好你们你好，世界; 🙂🙃🎉 the end. данные и дела. \ufffd ok\n" * 3
-UNALIGNED = [b"\xa0\xe4\xbd", b"\x98\x80\xf0\x9f", b"\x80a", b"b\xf0", b"\xff\xff\xff", b"\xe4\xbd\xa0\xe4"]
+TEXT = "the cat, the hat: naïve façade, Grüße; 你好你们你好世界; 🙂🙃🎉 the end. данные и дела. \ufffd ok\n" * 3
+UNALIGNED = [b"\xa0\xe4\xbd", b"\x98\x80\xf0\x9f", b"\x80a", b"b\xf0", b"\xff\xff\xff", b"\xe4\xbd\xa0\xe4", b"abcd"]
 
 
 def trained() -> Tokenizer:
@@ -33,18 +34,14 @@ def trained() -> Tokenizer:
 
 def unaligned() -> Tokenizer:
     """All single bytes, and tokens that begin and end in the middle of characters."""
-    code = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    spelled = {byte: ord_ for byte, ord_ in zip(range(256), sorted_alphabet(), strict=True)}
-    vocab = {spelled[byte]: byte for byte in range(256)}
-    for token in UNALIGNED:
-        vocab["".join(spelled[byte] for byte in token)] = len(vocab)
-    backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = code
+    spelling = byte_spelling()
+    tokens = [*spelling, *("".join(spelling[byte] for byte in token) for token in UNALIGNED)]
+    backend = tokenizers.Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     backend.decoder = decoders.ByteLevel()
     return Tokenizer(backend)
 
 
-def sorted_alphabet() -> list[str]:
+def byte_spelling() -> list[str]:
     """How byte-level BPE spells byte 0, 1, ...: printable ones as themselves, others from U+0100 on (GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
@@ -80,20 +77,16 @@ def overlap(text: str, stop: str) -> int:
 
 @st.composite
 def token_ids_and_stops(draw: st.DrawFn, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
-    """Tokens, some in runs of one token, and stop strings: some from the text itself, some nearly."""
-    token = st.integers(0, tokenizer.vocab_size + 2)
-    runs = draw(st.lists(st.lists(token, max_size=20) | st.tuples(token, st.integers(1, 40)).map(repeat), max_size=6))
-    token_ids = [token_id for run in runs for token_id in run]
+    """Tokens, some repeated over and over, and stop strings: some from the text itself, some nearly."""
+    token = st.integers(0, tokenizer.vocab_size + 2) | st.sampled_from(list("🙂你a".encode()))
+    runs = st.tuples(st.lists(token, max_size=4), st.integers(1, 30)).map(lambda run: run[0] * run[1])
+    token_ids = [*chain.from_iterable(draw(st.lists(st.lists(token, max_size=20) | runs, max_size=6)))]
     text = tokenizer.decode(token_ids)
     stops = draw(st.lists(st.text("ab the\ufffd你", min_size=1, max_size=4), max_size=2))
     if text and draw(st.booleans()):
         start = draw(st.integers(0, len(text) - 1))
         stops.append(text[start : start + draw(st.integers(1, 5))] + draw(st.sampled_from(["", "", "x"])))
     return token_ids, stops
-
-
-def repeat(token_and_count: tuple[int, int]) -> list[int]:
-    return [token_and_count[0]] * token_and_count[1]
 
 
 @BYTE_LEVEL
@@ -133,14 +126,17 @@ def test_work_per_token_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.Mon
     lengths: list[int] = []
     decode = tokenizer.decode
     monkeypatch.setattr(tokenizer, "decode", lambda token_ids: lengths.append(len(token_ids)) or decode(token_ids))
-    for token_id in range(tokenizer.vocab_size):
+    for pattern in [*([token_id] for token_id in range(tokenizer.vocab_size)), [0xF0, 0x9F, 0x98], [0xE4, 0xBD]]:
+        token_ids = pattern * 3 * WINDOW_TOKENS
         stream = TextStream(tokenizer, ["<never>"])
-        pieces = [stream.push(token_id) for _ in range(3 * WINDOW_TOKENS)] + [stream.finish()]
-        assert "".join(pieces) == decode([token_id] * 3 * WINDOW_TOKENS)
+        assert "".join(stream.push(token_id) for token_id in token_ids) + stream.finish() == decode(token_ids)
     assert max(lengths) <= WINDOW_TOKENS
 
 
-@given(st.text(st.sampled_from("aehllo ,.é你🙂"), max_size=80), st.sampled_from(["", "lo", "你🙂", " a"]))
+@given(
+    st.text("aehllo ,.é你🙂", max_size=80) | st.text("é你🙂", min_size=20, max_size=40),
+    st.sampled_from(["", "lo", "你🙂", " a"]),
+)
 def test_byte_fallback_and_word_marks(text: str, stop: str) -> None:
     token_ids = BYTE_FALLBACK.encode(text)
     assert BYTE_FALLBACK.decode(token_ids) == text
@@ -170,6 +166,8 @@ def test_the_stop_string_that_is_complete_first_counts() -> None:
     assert stream.push(ord("c")) == "a"
     assert stream.stopped
     assert stream.finish() == ""
+    at_once = TextStream(UNALIGNED_BYTES, ["abcd", "bc"])
+    assert at_once.push(256 + UNALIGNED.index(b"abcd")) == "a"
 
 
 def test_what_looked_like_a_stop_string_is_shown_once_it_is_none() -> None:

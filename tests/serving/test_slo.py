@@ -56,6 +56,13 @@ def test_any_stated_latency_displaces_the_default_class_but_not_its_quality_floo
     assert (slo.ttft_s, slo.deadline_s, slo.min_quality) == (0.07, math.inf, 0.9)
 
 
+@pytest.mark.parametrize("source", ["parameters", "metadata"])
+def test_a_named_class_displaces_the_default_class_even_if_it_asks_for_nothing(source: str) -> None:
+    named = {"slo_class": "default"} if source == "parameters" else {"x-stepwell-slo-class": "default"}
+    slo = parse(**{source: named}, default="batch").slo  # type: ignore[arg-type]
+    assert (slo.slo_class, slo.asks_latency, slo.min_quality) == ("default", False, 0.0)
+
+
 @pytest.mark.parametrize(("name", "field"), [("slo_ms", "deadline_s"), ("ttft_ms", "ttft_s"), ("tpot_ms", "tpot_s")])
 @pytest.mark.parametrize("value", [250, 250.0, "250", " 2.5e2 ", 2**63])
 def test_latencies_in_every_form(name: str, field: str, value: Any) -> None:

@@ -41,10 +41,9 @@ def test_sampling_options_reach_the_sampler(stepwell):
     def tokens(*options: object) -> list[int]:
         return stepwell("generate", MODEL, PROMPT, "--max-tokens", 16, "--json", *options).document["token_ids"]
 
-    hot = ["--temperature", 1.5]
-    assert tokens(*hot, "--seed", 1) == tokens(*hot, "--seed", 1)
-    assert tokens(*hot, "--seed", 1) != tokens(*hot, "--seed", 2)
-    assert tokens(*hot, "--top-k", 1) == tokens() == tokens(*hot, "--top-p", 1e-6)
+    hot, greedy = ["--temperature", 1.5], tokens()
+    assert tokens(*hot, "--seed", 1) == tokens(*hot, "--seed", 1) != tokens(*hot, "--seed", 2)
+    assert tokens(*hot, "--top-k", 1) == greedy == tokens(*hot, "--top-p", 1e-6)
 
 
 def test_stop_texts_end_the_answer_before_them(stepwell):
@@ -69,11 +68,8 @@ def test_a_missed_latency_is_told(stepwell):
         ("--slo-ms", "-3", "slo_ms: must be > 0, got -3"),
         ("--slo-ms", "nan", "slo_ms: must be finite"),
         ("--ttft-ms", "0", "ttft_ms"),
-        ("--tpot-ms", "inf", "tpot_ms"),
         ("--min-quality", "1.5", "min_quality"),
         ("--operating-point", "depth:99", "operating_point"),
-        ("--operating-point", "breadth:0", "operating_point"),
-        ("--max-tokens", "0", "max_tokens"),
         ("--max-tokens", "100000", "max_tokens"),
         ("--temperature", "-1", "temperature"),
         ("--top-k", "-1", "top_k"),

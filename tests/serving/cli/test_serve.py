@@ -11,10 +11,22 @@ from typing import Any
 
 import pytest
 
+from stepwell.serving.app import Server
+from stepwell.serving.background import BackgroundServer
+from stepwell.serving.cli import serve
 from stepwell.serving.client import Client
+from stepwell.serving.config import load_config
 
 COMMAND = [sys.executable, "-m", "stepwell.serving.cli.main", "serve"]
 FREE = ["--grpc-port", "0", "--http-port", "0"]
+
+
+@pytest.fixture
+def stepwell_server() -> Iterator[Server]:
+    with BackgroundServer(
+        Server(load_config(None, {"models": ["nested-lm"], "grpc_port": 0, "http_port": 0}))
+    ) as running:
+        yield running.server
 
 
 class Serving:
@@ -41,8 +53,10 @@ class Serving:
 
 
 @pytest.fixture(scope="module")
-def announced() -> Iterator[tuple[Serving, Any]]:
-    serving = Serving("nested-lm", "--json")
+def announced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, Any]]:
+    config = tmp_path_factory.mktemp("serve") / "stepwell.yaml"
+    config.write_text("grpc_port: 1\nmodels:\n  - {source: nested-lm, name: small, kv_cache_mib: 16}\n")
+    serving = Serving("--config", str(config), "--json")
     try:
         yield serving, json.loads(serving.lines_until("}"))
     finally:
@@ -50,11 +64,11 @@ def announced() -> Iterator[tuple[Serving, Any]]:
         serving.process.communicate()
 
 
-def test_it_announces_its_ports_and_models_and_serves(announced):
+def test_it_serves_what_the_configuration_says_where_the_options_say(announced):
     _, document = announced
-    assert document["models"]["nested-lm"]["operating_points"] >= 32
+    assert document["models"]["small"]["operating_points"] >= 32
     with Client(document["grpc"]) as client:
-        completion = client.complete("nested-lm", "import ", max_tokens=3, operating_point="min")
+        completion = client.complete("small", "import ", max_tokens=3, operating_point="min")
     assert completion.report.generated_tokens == 3
     for path in ("/healthz", "/readyz", "/metrics"):
         with urllib.request.urlopen(document["http"] + path, timeout=10) as answer:
@@ -80,18 +94,13 @@ def test_sigterm_ends_it_cleanly(announced):
     assert "Traceback" not in err
 
 
-def test_options_replace_those_of_the_configuration(tmp_path):
-    config = tmp_path / "stepwell.yaml"
-    config.write_text("grpc_port: 1\nmodels:\n  - {source: nested-lm, name: small, kv_cache_mib: 16}\n")
-    serving = Serving("--config", str(config))
-    try:
-        assert serving.line().startswith("gRPC on 127.0.0.1:")
-        assert serving.line().startswith("model small: ")
-        serving.process.send_signal(signal.SIGINT)
-        assert serving.process.wait(60) == 0
-    finally:
-        serving.process.kill()
-        serving.process.communicate()
+def test_the_announcement_for_people_says_the_same(stepwell_server, capsys):
+    serve.announce(stepwell_server)
+    listening, model = capsys.readouterr().out.splitlines()
+    assert f"gRPC on 127.0.0.1:{stepwell_server.grpc_port}, " in listening
+    assert f"http://127.0.0.1:{stepwell_server.http_port} " in listening
+    assert model.startswith("model nested-lm: context 1024 tokens; ")
+    assert "default (" in model
 
 
 def test_configurations_that_cannot_be_used_are_one_line(stepwell, tmp_path):
