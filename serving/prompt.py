@@ -27,7 +27,8 @@ async def prompt_ids(hosted: HostedModel, call: GenerateCall, max_bytes: int) ->
     ids = await _tokenise(hosted, call.text, max_bytes)
     if not ids:
         raise invalid("text", "the prompt is empty", call.text, "send at least one character")
-    return tuple(ids)
+    # Some checkpoints have a tokenizer larger than their embedding.
+    return _checked_ids(hosted, ids)
 
 
 async def _tokenise(hosted: HostedModel, text: str, max_bytes: int) -> Sequence[int]:

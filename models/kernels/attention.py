@@ -202,9 +202,7 @@ def _members(batch: PackedBatch, rows: Rows) -> Iterator[_Member]:
             first += length
 
 
-def _prefill(
-    q_BHQd: Tensor, k_BGKd: Tensor, v_BGKd: Tensor, start: int, window: int | None, masks: Masks
-) -> Tensor:
+def _prefill(q_BHQd: Tensor, k_BGKd: Tensor, v_BGKd: Tensor, start: int, window: int | None, masks: Masks) -> Tensor:
     """Causal attention of queries at positions ``start..`` over keys at positions ``0..``: [B, H, Q, d]."""
     gqa = q_BHQd.shape[1] != k_BGKd.shape[1]
     num_queries, num_keys = q_BHQd.shape[2], k_BGKd.shape[2]
