@@ -7,11 +7,14 @@ and kept within a budget; beyond it the plain weight serves, with the same resul
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
 
 Part = tuple[nn.Linear | nn.Embedding, int, int]
 """A linear layer (or an embedding used as the head) and the range of its units that runs."""
@@ -29,12 +32,13 @@ def can_pack(dtype: torch.dtype) -> bool:
 class SliceLinear:
     """Runs unit slices of linear layers; the memory of packed copies is bounded by ``budget_bytes``.
 
-    ``enabled`` is False while weights may change (training): then every call reads the plain weights.
+    A budget of 0, as while weights change in training, packs nothing: every call reads the plain weights.
     """
 
     def __init__(self, budget_bytes: int = 0) -> None:
         self.budget_bytes = budget_bytes
         self.packed_bytes = 0
+        self._has_spoken = False
         self._packs: dict[tuple[object, ...], tuple[Tensor | None, Tensor | None, list[int]]] = {}
 
     def rows(self, x_RD: Tensor, parts: Sequence[Part]) -> Sequence[Tensor]:
@@ -72,10 +76,19 @@ class SliceLinear:
 
     def _pack(self, weight: Tensor) -> Tensor | None:
         size = weight.numel() * weight.element_size()
-        if self.packed_bytes + size > self.budget_bytes or not can_pack(weight.dtype):
+        if not can_pack(weight.dtype):
+            self._say_once("this torch packs no %s weights: products run from the plain ones", weight.dtype)
+            return None
+        if self.packed_bytes + size > self.budget_bytes:
+            self._say_once("packed copies fill their %d bytes: further slices run unpacked, slower", self.budget_bytes)
             return None
         self.packed_bytes += size
         return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)  # type: ignore[no-any-return]
+
+    def _say_once(self, message: str, value: object) -> None:
+        if not self._has_spoken:
+            self._has_spoken = True
+            _log.warning(message, value)
 
 
 def _bias(module: nn.Linear | nn.Embedding, start: int, stop: int) -> Tensor | None:
