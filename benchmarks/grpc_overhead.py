@@ -1,8 +1,9 @@
 """What gRPC adds to the in-process engine for a one-token request: ``python benchmarks/grpc_overhead.py``.
 
-The shipped ``nested-lm`` at its smallest point, one request at a time. In process: the public ``Engine`` (data plane
-and engine thread). Over gRPC: a server process on loopback, called by Stepwell's client (streaming) and by ModelInfer
-with the same prompt. The overhead is the difference of the medians of interleaved calls.
+The shipped ``nested-lm`` at its smallest point, one request at a time. Bare: the step engine driven by the calling
+thread, prompt already tokenised. In process: the public ``Engine`` (data plane and engine thread). Over gRPC: a server
+process on loopback, called by ModelInfer and by Stepwell's client (streaming). Calls are interleaved; the overhead is
+the difference of the medians to the bare engine.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ import grpc
 import torch
 from common import arguments, report
 
+from stepwell.models.sampling import SamplingParams
+from stepwell.schedulers.request import SLO, Request
 from stepwell.serving import Client, Engine
 from stepwell.serving.app import Server
 from stepwell.serving.config import load_config
+from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.points import resolve_point
+from stepwell.serving.hosting import open_decoder
 from stepwell.serving.pb import inference_pb2, inference_pb2_grpc
 
 MODEL, PROMPT = "nested-lm", "def main("
@@ -33,6 +39,32 @@ def infer_request() -> inference_pb2.ModelInferRequest:
     text = request.inputs.add(name="text", datatype="BYTES", shape=[1])
     text.contents.bytes_contents.append(PROMPT.encode())
     return request
+
+
+class BareEngine:
+    """The step engine alone: no data plane, no thread, no event loop."""
+
+    def __init__(self) -> None:
+        self.hosted = open_decoder(load_config(None, {"models": [MODEL]}).models[0], _Nobody())
+        assert self.hosted.tokenizer is not None
+        self.prompt = tuple(self.hosted.tokenizer.encode(PROMPT))
+        self.point = self.hosted.points[resolve_point(self.hosted.ladders, "min")]
+
+    def complete(self) -> None:
+        """One request for one token."""
+        engine = self.hosted.engine
+        request = Request("r", time.monotonic(), SLO(), (self.point,), len(self.prompt), 1)
+        engine.submit(GenerationJob(request, self.prompt, SamplingParams()), lambda event: None)
+        while engine.has_work:
+            engine.step()
+
+
+class _Nobody:
+    """An observer of the engine that looks away."""
+
+    def request_finished(self, event: object, request: object) -> None: ...
+
+    def step_finished(self, step: object) -> None: ...
 
 
 def measure(cases: dict[str, Callable[[], object]], num_calls: int) -> dict[str, list[float]]:
@@ -73,9 +105,10 @@ def main() -> None:
             print(f"{options.calls} calls each ...", file=sys.stderr)
             times = measure(
                 {
+                    "bare step engine": BareEngine().complete,
                     "in process": lambda: engine.generate(PROMPT, **ask),
-                    "gRPC Generate": lambda: client.complete(MODEL, PROMPT, **ask),
                     "gRPC ModelInfer": lambda: infer(infer_request()),
+                    "gRPC Generate (streaming client)": lambda: client.complete(MODEL, PROMPT, **ask),
                 },
                 options.calls,
             )
@@ -83,14 +116,14 @@ def main() -> None:
     finally:
         process.terminate()
         process.join()
-    base = statistics.median(times["in process"])
+    base = statistics.median(times["bare step engine"])
     rows = []
     for name, values in times.items():
         p50, p99 = statistics.median(values), statistics.quantiles(values, n=100)[98]
-        rows.append([name, f"{p50:.2f}", f"{p99:.2f}", "" if name == "in process" else f"{p50 - base:.2f}"])
+        rows.append([name, f"{p50:.2f}", f"{p99:.2f}", "" if name == "bare step engine" else f"{p50 - base:.2f}"])
     report(
         "grpc_overhead",
-        "A one-token request: gRPC against the in-process engine",
+        "A one-token request: gRPC against the engine in process",
         ["", "p50 ms", "p99 ms", "overhead p50 ms"],
         rows,
         f"nested-lm at its smallest point, one request at a time, {options.calls} calls each, interleaved; client and "

@@ -10,8 +10,10 @@ import torch
 
 from stepwell.models.cache import PagedKVCache
 from stepwell.models.config import DecoderConfig
+from stepwell.models.decoder import Decoder
 from stepwell.models.ladder import LadderSet
 from stepwell.models.loader import LoadedModel, open_model
+from stepwell.models.packed import PackedBatch, PackedSequence
 from stepwell.schedulers.plan import Limits
 from stepwell.schedulers.registry import create_policy
 from stepwell.schedulers.request import OperatingPoint
@@ -65,6 +67,7 @@ def open_decoder(config: ModelConfig, observer: EngineObserver) -> HostedModel:
         page_tokens=config.page_tokens,
         dtype=KV_DTYPE,
     )
+    warm_up(loaded.decoder, cache, ladders)
     limits = Limits(config.max_step_tokens, config.max_running, config.max_waiting)
     engine = Engine(
         runner=DecoderRunner(loaded.decoder, cache),
@@ -88,6 +91,16 @@ def open_decoder(config: ModelConfig, observer: EngineObserver) -> HostedModel:
         vocab_size=decoder_config.vocab_size,
         cache_bytes=num_pages * page_bytes(config, decoder_config),
     )
+
+
+def warm_up(decoder: Decoder, cache: PagedKVCache, ladders: LadderSet) -> None:
+    """Run a token through every level of the default ladder, largest first: weights are packed on first use, and no
+    request should wait for that."""
+    for level in reversed(ladders.ladders[ladders.default].levels):
+        pages = cache.open(level.subnet)
+        cache.reserve(pages, 1)
+        decoder(PackedBatch.pack([PackedSequence([0], 0, level.subnet, pages, wants_logits=True)], cache))
+        cache.free(pages)
 
 
 def unit_parameters(config: DecoderConfig) -> UnitParameters:
