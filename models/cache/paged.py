@@ -54,7 +54,7 @@ class PagedKVCache:
         self.page_tokens = page_tokens
         self.keys: Tensor | None = None
         """[num_kv_heads, num_pages, page_tokens, head_dim]: the keys of a head and sequence are one stream in memory
-        when its pages are consecutive, which reads twice as fast as token by token."""
+        when its pages are consecutive, which reads 1.6 times faster than token by token."""
         self.values: Tensor | None = None
         if with_storage:
             # Zeros, not garbage: a masked read of an unwritten slot must not meet a NaN.

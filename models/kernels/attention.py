@@ -6,7 +6,7 @@ that decode one token over short contexts share one padded call, because there a
 The query heads of a key-value head go together, so keys are read once (GQA).
 
 Keys and values are kept in the precision of the cache. On the CPU that is float32 for bfloat16 models too: torch's
-attention reads bfloat16 keys of a single query several times slower (``benchmarks/kernels.py``).
+attention takes 2.6 times longer over bfloat16 keys of a single query (``benchmarks/results/attention.md``).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from stepwell.models.layers.staircase import Span
 MEASURED_ROWS = (1, 8, 32, 128, 256)
 _LAYERS = 4
 """Layers measured in turn, so that weights come from memory as they do in a step."""
-_REPEATS = 3
+_REPEATS = 5
 
 
 @dataclass(frozen=True)
