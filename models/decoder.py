@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stepwell.models.config import DecoderConfig
 from stepwell.models.kernels.attention import DenseAttention, PagedAttention
 from stepwell.models.kernels.linear import SliceLinear
+from stepwell.models.kernels.scratch import Scratch
 from stepwell.models.ladder import SubNetwork
 from stepwell.models.layers.blocks import Attend, DecoderLayer, RMSNorm
 from stepwell.models.layers.rotary import RotaryTable
@@ -37,6 +38,7 @@ class Decoder(nn.Module):
         self.lm_head = None if config.tied_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = RotaryTable(config)
         self.linear = SliceLinear()
+        self.scratch = Scratch()
         self.run_wide: WideRule | None = None
 
     @property
@@ -79,7 +81,7 @@ class Decoder(nn.Module):
         Returns logits [outputs, vocabulary], one row per sequence with ``wants_logits``, in the caller's order.
         """
         plans = plan_layers(batch.subnets, batch.query_lens, self.run_wide)
-        attend = PagedAttention(self.config, batch)
+        attend = PagedAttention(self.config, batch, self.scratch)
         x = self.model.embed_tokens(batch.token_ids)
         x = self._run_layers(x, plans, self.rotary.at(batch.positions, x.dtype), attend)
         hidden = self.model.norm(x[batch.output_rows])

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stepwell.models.config import DecoderConfig
 from stepwell.models.kernels.masks import Masks
+from stepwell.models.kernels.scratch import Scratch
 from stepwell.models.layers.staircase import Rows, Span
 from stepwell.models.packed import PackedBatch
 
@@ -77,8 +78,8 @@ class _Work:
 class PagedAttention:
     """Attention of one packed batch: appends its keys and values to the pages, then attends over all of them."""
 
-    def __init__(self, config: DecoderConfig, batch: PackedBatch) -> None:
-        self.config, self.batch = config, batch
+    def __init__(self, config: DecoderConfig, batch: PackedBatch, scratch: Scratch) -> None:
+        self.config, self.batch, self.scratch = config, batch, scratch
         keys, values = batch.cache.keys, batch.cache.values
         assert keys is not None, "a cache without storage has nothing to attend to"
         assert values is not None
@@ -165,14 +166,20 @@ class PagedAttention:
         ids = torch.from_numpy(self.tables_LSB[layer, [m.index for m in members], :num_blocks].reshape(-1))
         num_keys = num_blocks * self.page_tokens
         k, v = (
-            pool[span.start : span.stop].index_select(1, ids).view(-1, len(members), num_keys, self.config.head_dim)
-            for pool in self.pools
+            self._gather(name, pool[span.start : span.stop], ids).view(-1, len(members), num_keys, self.config.head_dim)
+            for name, pool in zip(("keys", "values"), self.pools, strict=True)
         )
         rows = torch.tensor([m.first for m in members])
         q = q_RHd[rows].to(k.dtype).view(len(members), -1, self.config.group_heads, self.config.head_dim)
         mask = self._masks.context(tuple(contexts), num_keys, self.config.window(layer), q.dtype)
         mixed = F.scaled_dot_product_attention(q, k.transpose(0, 1), v.transpose(0, 1), attn_mask=mask)
         out_RHd[rows] = mixed.reshape(len(members), *out_RHd.shape[1:]).to(out_RHd.dtype)
+
+    def _gather(self, name: str, pool_GPsd: Tensor, ids: Tensor) -> Tensor:
+        """The pages ``ids`` of each head, in scratch memory: [groups, len(ids), page_tokens, d]."""
+        groups, _, *page = pool_GPsd.shape
+        out = self.scratch.take(name, (groups, len(ids), *page), pool_GPsd.dtype)
+        return torch.index_select(pool_GPsd, 1, ids, out=out)
 
 
 def _layer_tables(batch: PackedBatch, num_layers: int, page_tokens: int) -> npt.NDArray[np.int64]:

@@ -130,6 +130,7 @@ def run_demo(model: str, num_requests: int) -> Outcome:
         return hosted
 
     config = ServerConfig(
+        threads=1,  # the clients run here too: more threads of a small model's products would wait for each other
         models=(ModelConfig(model),),
         grpc_port=0,
         http_port=0,
