@@ -131,6 +131,14 @@ def _failures() -> Iterator[None]:
         hint = trailers.get(RETRY_AFTER_KEY)
         raise api.RequestFailedError(
             error.code().name,
-            error.details() or "",
+            _message(error),
             int(hint) if hint is not None else None,
         ) from error
+
+
+def _message(error: grpc.RpcError) -> str:
+    """What the server said. A message above the server's bound is refused by gRPC itself, without saying what to do."""
+    details: str = error.details() or ""
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return f"message: {details}; shorten the prompt, or raise max_message_bytes in the server's configuration"
+    return details

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from stepwell.serving.client import Client, RequestFailedError
 from stepwell.serving.pb import inference_pb2 as pb
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -259,6 +260,16 @@ def test_message_above_the_bound_is_refused_and_the_others_are_served(make_serve
     with pytest.raises(grpc.RpcError) as caught:
         list(running.oip.ModelStreamInfer(iter([wire.infer("x" * (4 << 20))]), timeout=20))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    running.check_serves()
+
+
+def test_our_client_says_what_to_do_about_a_message_above_the_bound(make_server: Any) -> None:
+    running = make_server(max_message_bytes=1 << 20)
+    with Client(running.address) as client, pytest.raises(RequestFailedError) as caught:
+        client.complete("tiny", "x" * (4 << 20))
+    assert caught.value.status == "RESOURCE_EXHAUSTED"
+    for part in ("message: ", str(1 << 20), "raise max_message_bytes"):
+        assert part in str(caught.value)
     running.check_serves()
 
 
