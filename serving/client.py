@@ -98,15 +98,7 @@ class Client:
 
     def complete(self, model: str, prompt: str | Sequence[int], **options: object) -> Completion:
         """The whole answer at once; ``options`` as in :meth:`generate`. Raises RequestFailedError."""
-        chunks = list(self.generate(model, prompt, **options))  # type: ignore[arg-type]
-        report = chunks[-1].report
-        assert report is not None, "a stream that ends without error ends with a report"
-        return Completion(
-            "".join(chunk.text for chunk in chunks),
-            tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
-            tuple(value for chunk in chunks for value in chunk.logprobs),
-            report,
-        )
+        return Completion.of(self.generate(model, prompt, **options))  # type: ignore[arg-type]
 
     def models(self) -> list[ModelSummary]:
         """The models of the server. Raises RequestFailedError."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -53,6 +53,19 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     report: Report
+
+    @classmethod
+    def of(cls, pieces: Iterable[Chunk]) -> Completion:
+        """All pieces of one answer put together."""
+        chunks = list(pieces)
+        report = chunks[-1].report
+        assert report is not None, "a stream that ends without error ends with a report"
+        return cls(
+            "".join(chunk.text for chunk in chunks),
+            tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
+            tuple(value for chunk in chunks for value in chunk.logprobs),
+            report,
+        )
 
 
 @dataclass(frozen=True)

@@ -55,15 +55,7 @@ class Engine:
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Completion:
         """The whole answer; ``options`` as in :meth:`stream`. Raises RequestError."""
-        chunks = list(self.stream(prompt, **options))
-        report = chunks[-1].report
-        assert report is not None, "a stream that ends without error ends with a report"
-        return Completion(
-            "".join(chunk.text for chunk in chunks),
-            tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
-            tuple(value for chunk in chunks for value in chunk.logprobs),
-            report,
-        )
+        return Completion.of(self.stream(prompt, **options))
 
     def stream(self, prompt: str | Sequence[int], *, logprobs: bool = False, **options: Any) -> Iterator[Chunk]:
         """Generate and yield output as it comes; the last chunk carries the report.
