@@ -5,6 +5,7 @@ Read from YAML by :func:`load_config`; field names are the YAML keys. ``deploy/s
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from stepwell.serving.config_reader import ConfigError, at_least, build, choice, ratio, read_yaml
 
 MIB = 1 << 20
+MAX_BYTES = 2**31 - 1
+"""The largest message gRPC and protobuf know."""
 DEFAULT_CLASS = "default"
 
 
@@ -93,8 +96,13 @@ class ServerConfig:
     """Port of metrics and health over HTTP; 0 = any free port."""
     slo_classes: Mapping[str, SLOClass] = field(default_factory=_default_classes)
     """Classes requests may name. Replaces the built-in ones, except that ``default`` always exists."""
-    max_message_bytes: int = field(default=64 * MIB, metadata=at_least(1024, 2**31 - 1))
-    """Largest request message in bytes; larger ones are refused (RESOURCE_EXHAUSTED)."""
+    max_message_bytes: int = field(default=64 * MIB, metadata=at_least(1024, MAX_BYTES))
+    """Largest request message in bytes, unpacked; larger ones are refused (RESOURCE_EXHAUSTED)."""
+    max_buffered_bytes: int | None = field(default=None, metadata=at_least(1024, MAX_BYTES))
+    """Largest message read at all, >= ``max_message_bytes``. One between the two is read, which takes several times its
+    memory, to be refused with a full explanation, and a stream goes on; above, gRPC refuses it in words of its own and
+    ends the call. None = 2**31 - 1 where ``host`` is a loopback address; elsewhere, where strangers could fill the
+    memory, ``max_message_bytes``. Set it to that too where a proxy lets strangers in."""
     max_prompt_bytes: int = field(default=4 * MIB, metadata=at_least(1))
     """Largest prompt text in bytes; tokenising costs time and memory in proportion."""
     deadline_margin_ms: float = field(default=5.0, metadata=at_least(0.0))
@@ -106,9 +114,24 @@ class ServerConfig:
     threads: int = field(default=0, metadata=at_least(0))
     """Threads of one model operation; 0 = what torch chooses."""
 
+    @property
+    def receive_limit_bytes(self) -> int:
+        """Largest message that is read: ``max_buffered_bytes``, or what its None means."""
+        if self.max_buffered_bytes is not None:
+            return self.max_buffered_bytes
+        return MAX_BYTES if _is_loopback(self.host) else self.max_message_bytes
+
     def model(self, name: str) -> ModelConfig | None:
         """The model called ``name``, or None."""
         return next((model for model in self.models if model.display_name == name), None)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine reaches ``host``; False for a name that could be any address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> ServerConfig:
@@ -124,7 +147,16 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     if DEFAULT_CLASS not in config.slo_classes:
         config = build(ServerConfig, {**document, "slo_classes": {**document["slo_classes"], DEFAULT_CLASS: {}}}, "")
     _check_references(config)
+    _check_limits(config)
     return config
+
+
+def _check_limits(config: ServerConfig) -> None:
+    if config.receive_limit_bytes < config.max_message_bytes:
+        raise ConfigError(
+            f"max_buffered_bytes: must be at least max_message_bytes ({config.max_message_bytes}), "
+            f"got {config.max_buffered_bytes}; raise it, lower max_message_bytes, or leave it out"
+        )
 
 
 def _check_references(config: ServerConfig) -> None:

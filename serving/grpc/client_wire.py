@@ -137,8 +137,9 @@ def _failures() -> Iterator[None]:
 
 
 def _message(error: grpc.RpcError) -> str:
-    """What the server said. A message above the server's bound is refused by gRPC itself, without saying what to do."""
+    """What the server said. An exposed server lets gRPC refuse a message above its bound, which does not say what to
+    do."""
     details: str = error.details() or ""
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
-        return f"message: {details}; shorten the prompt, or raise max_message_bytes in the server's configuration"
+        return f"message: {details}; shorten it or raise max_message_bytes in the server's configuration"
     return details

@@ -1,13 +1,14 @@
-"""What stands between every call and its service: malformed messages are refused, errors become statuses.
+"""What stands between every call and its service: bad messages are refused, errors become statuses.
 
 Services raise :class:`RequestError`; whatever else escapes them is logged and told as INTERNAL, without its text. A
-message that cannot be parsed is INVALID_ARGUMENT; gRPC itself would show the exception.
+message above the bound is RESOURCE_EXHAUSTED, one that cannot be parsed INVALID_ARGUMENT; gRPC itself would say of the
+first only that it is too large, and show the exception of the second.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -16,19 +17,20 @@ from stepwell.serving.errors import RequestError, Status
 from stepwell.serving.grpc.status import Context, abort, as_request_error
 
 
-class Malformed:
-    """Stands in for a message that could not be parsed; only streams of messages ever see it."""
+class Refused:
+    """Stands in for a message that was not parsed; only streams of messages ever see it."""
 
-    error = RequestError(
-        Status.INVALID_ARGUMENT,
-        "message: not valid protobuf of the method's request type (text must be UTF-8); check the client's stubs",
-    )
+    def __init__(self, error: RequestError) -> None:
+        self.error = error
+        """What to answer. One of its own: a raised exception keeps its traceback, and that the frames of its call."""
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Wraps the handler of every method, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_message_bytes: int) -> None:
+        """Messages of more bytes, counted when unpacked, are refused unparsed."""
+        self._max_message_bytes = max_message_bytes
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -42,16 +44,16 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
             return self._guarded[method]
         handler = await continuation(handler_call_details)
         if handler is not None:
-            handler = self._guarded[method] = _guard(handler, method)
+            handler = self._guarded[method] = _guard(handler, method, self._max_message_bytes)
         return handler
 
 
-def _guard(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
-    if handler.request_streaming and inspect.isasyncgenfunction(handler.stream_stream):
-        return handler  # reflection, which answers for itself
-    parse = _tolerant(handler.request_deserializer)
+def _guard(handler: Any, method: str, max_message_bytes: int) -> grpc.RpcMethodHandler[Any, Any]:
+    parse = _tolerant(handler.request_deserializer, max_message_bytes)
     if handler.request_streaming:
-        behavior = _answering(handler.stream_stream, method)
+        # Ours writes to its context; reflection, which is not ours, yields.
+        wrap = _yielding if inspect.isasyncgenfunction(handler.stream_stream) else _answering
+        behavior = wrap(handler.stream_stream, method)
         return grpc.stream_stream_rpc_method_handler(behavior, parse, handler.response_serializer)
     if handler.response_streaming:
         behavior = _answering(handler.unary_stream, method)
@@ -60,20 +62,37 @@ def _guard(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.unary_unary_rpc_method_handler(behavior, parse, handler.response_serializer)
 
 
-def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _tolerant(parse: Callable[[bytes], Any], max_message_bytes: int) -> Callable[[bytes], Any]:
     def tolerant(data: bytes) -> Any:
+        if len(data) > max_message_bytes:
+            return Refused(_oversize(len(data), max_message_bytes))
         try:
             return parse(data)
         except Exception:
-            return Malformed()
+            return Refused(_malformed())
 
     return tolerant
+
+
+def _oversize(num_bytes: int, max_message_bytes: int) -> RequestError:
+    return RequestError(
+        Status.RESOURCE_EXHAUSTED,
+        f"message: must be at most {max_message_bytes} bytes, got {num_bytes}; "
+        "shorten it or raise max_message_bytes in the server's configuration",
+    )
+
+
+def _malformed() -> RequestError:
+    return RequestError(
+        Status.INVALID_ARGUMENT,
+        "message: not valid protobuf of the method's request type (text must be UTF-8); check the client's stubs",
+    )
 
 
 def _answering(behavior: Callable[[Any, Context], Awaitable[Any]], method: str) -> Callable[[Any, Context], Any]:
     async def answering(request: Any, context: Context) -> Any:
         try:
-            if isinstance(request, Malformed):
+            if isinstance(request, Refused):
                 raise request.error
             return await behavior(request, context)
         except grpc.aio.BaseError:  # the service ended the call itself, or the connection is gone
@@ -83,3 +102,27 @@ def _answering(behavior: Callable[[Any, Context], Awaitable[Any]], method: str) 
         return await abort(context, failure)
 
     return answering
+
+
+def _yielding(behavior: Callable[[Any, Context], AsyncIterable[Any]], method: str) -> Callable[[Any, Context], Any]:
+    """For a service that knows nothing of :class:`Refused`: the first one ends the call."""
+
+    async def yielding(requests: AsyncIterable[Any], context: Context) -> AsyncGenerator[Any, None]:
+        try:
+            async for response in behavior(_parsed(requests), context):
+                yield response
+            return
+        except grpc.aio.BaseError:
+            raise
+        except Exception as error:
+            failure = as_request_error(error, method)
+        await abort(context, failure)
+
+    return yielding
+
+
+async def _parsed(requests: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    async for request in requests:
+        if isinstance(request, Refused):
+            raise request.error
+        yield request

@@ -11,7 +11,8 @@ from contextlib import aclosing
 from typing import Any
 
 from stepwell.serving.data_plane import DataPlane
-from stepwell.serving.grpc.guard import Malformed
+from stepwell.serving.errors import RequestError
+from stepwell.serving.grpc.guard import Refused
 from stepwell.serving.grpc.oip_converters import mark_final, output_names, to_call, to_response, wants_empty_final
 from stepwell.serving.grpc.status import Context, as_request_error, message_of, metadata_of
 from stepwell.serving.handoff import Chunk
@@ -53,16 +54,14 @@ class InferStream:
         if not task.cancelled():
             task.exception()  # writing fails when the client is gone; the call itself is cancelled then
 
-    async def _serve_one(self, request: pb.ModelInferRequest | Malformed) -> None:
-        if isinstance(request, Malformed):
-            return await self._write(pb.ModelInferResponse(), message_of(request.error))
+    async def _serve_one(self, request: pb.ModelInferRequest | Refused) -> None:
+        if isinstance(request, Refused):  # nothing of it is known, not even its id
+            return await self._fail(pb.ModelInferResponse(), request.error)
         try:
             await self._generate(request)
         except Exception as error:
             failure = as_request_error(error, "ModelStreamInfer")
-            response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-            mark_final(response, True)
-            await self._write(response, message_of(failure))
+            await self._fail(pb.ModelInferResponse(model_name=request.model_name, id=request.id), failure)
 
     async def _generate(self, request: pb.ModelInferRequest) -> None:
         served = self._plane.model(request.model_name, request.model_version)
@@ -82,6 +81,10 @@ class InferStream:
         response = to_response(request, VERSION, chunk, outputs)
         mark_final(response, chunk.finish is not None)
         await self._write(response)
+
+    async def _fail(self, response: pb.ModelInferResponse, error: RequestError) -> None:
+        mark_final(response, True)
+        await self._write(response, message_of(error))
 
     async def _write(self, response: pb.ModelInferResponse, error: str = "") -> None:
         async with self._writing:  # a stream takes one message at a time

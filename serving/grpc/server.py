@@ -22,9 +22,9 @@ class GrpcServer:
         """Bind the port. Raises OSError if it cannot be had."""
         self._plane = plane
         self._server = grpc.aio.server(
-            interceptors=[Guard()],
+            interceptors=[Guard(config.max_message_bytes)],
             options=[
-                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_receive_message_length", config.receive_limit_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a helper
                 # A client whose machine or network is gone sends nothing, not even an end: ask.

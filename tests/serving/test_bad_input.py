@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import pytest
 
-from stepwell.serving.client import Client, RequestFailedError
 from stepwell.serving.pb import inference_pb2 as pb
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -248,39 +247,6 @@ def test_bytes_that_are_no_message(shared: Any, method: str) -> None:
     assert caught.value.code() is INVALID
     assert "protobuf" in caught.value.details()
     shared.check_serves()
-
-
-def test_message_above_the_bound_is_refused_and_the_others_are_served(make_server: Any, wire: Any) -> None:
-    running = make_server(max_message_bytes=1 << 20)
-    with pytest.raises(grpc.RpcError) as caught:
-        running.oip.ModelInfer(wire.infer("x" * (4 << 20)), timeout=20)
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert str(1 << 20) in caught.value.details()
-    running.check_serves()
-    with pytest.raises(grpc.RpcError) as caught:
-        list(running.oip.ModelStreamInfer(iter([wire.infer("x" * (4 << 20))]), timeout=20))
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    running.check_serves()
-
-
-def test_our_client_says_what_to_do_about_a_message_above_the_bound(make_server: Any) -> None:
-    running = make_server(max_message_bytes=1 << 20)
-    with Client(running.address) as client, pytest.raises(RequestFailedError) as caught:
-        client.complete("tiny", "x" * (4 << 20))
-    assert caught.value.status == "RESOURCE_EXHAUSTED"
-    for part in ("message: ", str(1 << 20), "raise max_message_bytes"):
-        assert part in str(caught.value)
-    running.check_serves()
-
-
-def test_a_compressed_message_counts_by_what_it_unpacks_to(make_server: Any, wire: Any) -> None:
-    running = make_server(max_message_bytes=1 << 20)
-    for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
-        with pytest.raises(grpc.RpcError) as caught:
-            running.oip.ModelInfer(wire.infer("x" * (64 << 20)), compression=compression, timeout=20)
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        response = running.oip.ModelInfer(wire.infer("hello", max_tokens=1), compression=compression)
-        assert response.parameters["generated_tokens"].int64_param == 1
 
 
 def test_prompt_text_above_its_own_bound(make_server: Any, wire: Any) -> None:

@@ -46,6 +46,18 @@ def test_without_a_file_all_is_default_and_overrides_win() -> None:
     assert config.model("other") is None
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost", "LocalHost"])
+def test_messages_above_the_bound_are_read_where_only_this_machine_reaches_the_server(host: str) -> None:
+    assert load_config(None, {"host": host, "max_message_bytes": 4096}).receive_limit_bytes == 2**31 - 1
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "fe80::1", "example.org", "localhost.example.org", ""])
+def test_messages_above_the_bound_are_not_read_where_strangers_reach_the_server(host: str) -> None:
+    config = load_config(None, {"host": host, "max_message_bytes": 4096})
+    assert config.receive_limit_bytes == 4096
+    assert load_config(None, {"host": host, "max_buffered_bytes": 2**30}).receive_limit_bytes == 2**30, "unless told to"
+
+
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, {"grpc_port": 1, "http_port": 2})
     config = load_config(path, {"grpc_port": 3})
@@ -90,6 +102,11 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"grpc_port": 70000}, ["grpc_port: expected a number in [0, 65535]", "70000"]),
     ({"grpc_port": "8001"}, ["grpc_port: expected a whole number", "'8001'"]),
     ({"max_message_bytes": 1}, ["max_message_bytes: expected a number in [1024"]),
+    ({"max_buffered_bytes": 2**31}, ["max_buffered_bytes: expected a number in [1024, 2147483647]", "2147483648"]),
+    (
+        {"max_message_bytes": 4096, "max_buffered_bytes": 4095},
+        ["max_buffered_bytes: must be at least max_message_bytes (4096)", "4095", "raise it"],
+    ),
     ({"host": 7}, ["host: expected text", "7"]),
 ]
 
