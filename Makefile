@@ -8,11 +8,13 @@ PY := $(VENV)/bin/python
 # On Linux, pip's usual index has torch with gigabytes of CUDA. To take the CPU build instead, point pip at PyTorch's own
 # index (PIP_EXTRA_INDEX_URL, or PIP_FIND_LINKS for a folder of wheels): pip's settings are respected.
 
-# Options of pytest: two workers, each keeping to one file at a time and to one thread (tests/conftest.py).
-PYTEST_ARGS ?= -q -n 2 --dist loadfile
+# Options of pytest: two workers, each keeping to one file at a time and to one thread (tests/conftest.py); the summary
+# says what was skipped and why.
+PYTEST_ARGS ?= -q -rs -n 2 --dist loadfile
 
 RUNTIME := $(VENV)/.installed-runtime
 TEST := $(VENV)/.installed-test
+PROMETHEUS := $(VENV)/bin/prometheus
 PINS := pyproject.toml constraints.txt
 
 .PHONY: help demo test lint format unit protos bench train-nested clean
@@ -30,9 +32,9 @@ help:
 demo: $(RUNTIME)
 	$(VENV)/bin/stepwell demo $(ARGS)
 
-test: lint unit
+test: $(TEST) $(PROMETHEUS) lint unit
 
-unit: $(TEST)
+unit: $(TEST) $(PROMETHEUS)
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: $(TEST)
@@ -92,3 +94,7 @@ $(RUNTIME): $(PINS) | $(PY)
 $(TEST): $(PINS) | $(PY)
 	$(call install,.[test])
 	@touch $(RUNTIME) $(TEST)
+
+# From the machine or, on Debian and its kin, from the distribution's package. Without it two tests are skipped.
+$(PROMETHEUS): | $(PY)
+	@$(PY) tests/serving/prometheus/install.py

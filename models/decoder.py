@@ -74,18 +74,26 @@ class Decoder(nn.Module):
         """Logits [..., vocabulary] of final-normed hidden states [..., D]."""
         return F.linear(hidden, self.head.weight)
 
-    @torch.inference_mode()
     def forward(self, batch: PackedBatch) -> Tensor:
         """Run one packed batch; keys and values go to the sequences' cache pages.
 
         Returns logits [outputs, vocabulary], one row per sequence with ``wants_logits``, in the caller's order.
         """
+        return self.forward_keeping(batch)[0]
+
+    @torch.inference_mode()
+    def forward_keeping(self, batch: PackedBatch) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`forward`, and the exit hidden states [tokens, D] of each sequence with ``keep_exit``: its residual
+        stream after the last layer it ran, in the model's dtype, from which the layers above can run later."""
         plans = plan_layers(batch.subnets, batch.query_lens, self.run_wide)
         attend = PagedAttention(self.config, batch, self.scratch)
         x = self.model.embed_tokens(batch.token_ids)
+        for rows, hidden in batch.joining:
+            x[rows] = hidden
         x = self._run_layers(x, plans, self.rotary.at(batch.positions, x.dtype), attend)
         hidden = self.model.norm(x[batch.output_rows])
-        return self.linear.rows(hidden, [(self.head, 0, self.config.vocab_size)])[0]
+        logits = self.linear.rows(hidden, [(self.head, 0, self.config.vocab_size)])[0]
+        return logits, [x[rows].clone() for rows in batch.exit_rows]  # copies: views would keep the whole batch
 
     def forward_dense(self, token_ids_BT: Tensor, subnet: SubNetwork, exit_depths: Sequence[int] = ()) -> list[Tensor]:
         """Differentiable run of equally long sequences at one sub-network, without a cache.

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,9 @@ LADDER_FILE = "ladder.json"
 KVSwitch = Literal["exact", "approximate", "static"]
 """Whether a generation may change level: ``exact`` (depth nesting), ``approximate`` (shapes fit, values differ),
 ``static`` (never)."""
+
+SwitchKind = Literal["exact", "approximate"]
+"""What going from one sub-network to another in mid-generation does to what is computed afterwards."""
 
 
 class LadderError(ValueError):
@@ -84,6 +88,34 @@ class SubNetwork:
             and self.kv_groups[last] <= provider.kv_groups[last]
         )
 
+    def is_start_of(self, other: SubNetwork) -> bool:
+        """True if this is ``other`` left after some layer (or all of it): their first ``depth`` layers are the same."""
+        depth = self.depth
+        return (
+            self.kv_groups[:depth] == other.kv_groups[:depth]
+            and self.ffn_channels[:depth] == other.ffn_channels[:depth]
+        )
+
+    def switch_kind(self, other: SubNetwork) -> SwitchKind | None:
+        """What a generation may expect that goes from one of the two to the other and back; symmetric.
+
+        ``exact`` if one is the start of the other: down, nothing is missing; up, the layers between run over the kept
+        exit hidden states and write what they would have written. ``approximate`` if they read the same head groups in
+        the layers that both pass: then tokens read keys and values that other FFN widths led to. None if there are
+        head groups that one reads and the other never writes.
+        """
+        if self.is_start_of(other) or other.is_start_of(self):
+            return "exact"
+        both = min(self.depth, other.depth)
+        return "approximate" if self.kv_groups[:both] == other.kv_groups[:both] else None
+
+
+@lru_cache(maxsize=4096)
+def layers_from(subnet: SubNetwork, first: int) -> SubNetwork:
+    """``subnet`` without the units of the layers before ``first``: what rows run that join there. The same object for
+    the same arguments, so that such rows of several sequences are planned as one."""
+    return SubNetwork((0,) * first + subnet.kv_groups[first:], (0,) * first + subnet.ffn_channels[first:])
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -127,6 +159,17 @@ class Ladder:
                     f"ladders.{self.name}.levels[{k}]: does not contain level {k - 1}; order levels from smallest "
                     "to largest so that each contains every unit of the one before"
                 )
+
+    @cached_property
+    def _switches(self) -> frozenset[tuple[int, int]]:
+        pairs = combinations(range(len(self.levels)), 2)
+        kinds = {(a, b): self.levels[a].subnet.switch_kind(self.levels[b].subnet) for a, b in pairs}
+        allowed = {"static": (), "exact": ("exact",), "approximate": ("exact", "approximate")}[self.kv]
+        return frozenset(pair for pair, kind in kinds.items() if kind in allowed)
+
+    def may_switch(self, levels: Iterable[int]) -> bool:
+        """Whether a generation may go from any of these levels to any other, as far as the ladder's ``kv`` allows."""
+        return all(pair in self._switches for pair in combinations(sorted(levels), 2))
 
 
 @dataclass(frozen=True)

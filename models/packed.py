@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -24,9 +24,14 @@ class PackedSequence:
     """Position of the first of them: so many tokens are in the cache already."""
     subnet: SubNetwork
     pages: CacheSequence
-    """Pages with room for ``start + len(token_ids)`` tokens."""
+    """Pages with room for ``start + len(token_ids)`` tokens, in all layers where the sub-network has attention."""
     wants_logits: bool
     """Whether the logits after the last token are wanted (not for a chunk in mid-prompt)."""
+    keep_exit: bool = False
+    """Whether the exit hidden states of these tokens are wanted."""
+    hidden: Tensor | None = None
+    """[tokens, D]: the residual stream that these rows start from instead of embeddings (see ``models/exits``). The
+    token ids are not looked at then. The sub-network has no units in the layers that this stream went through."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,15 @@ class PackedBatch:
     """Row of each sequence's first token, and at last T: ``len(sequences) + 1`` numbers."""
     output_rows: Tensor
     """int64: rows whose logits are wanted, in the order the caller gave the sequences."""
+    exit_rows: tuple[slice, ...] = ()
+    """Rows of each sequence whose exit hidden states are wanted, in the order the caller gave them."""
+
+    @property
+    def joining(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows that start from hidden states, and those states."""
+        for index, sequence in enumerate(self.sequences):
+            if sequence.hidden is not None:
+                yield slice(*self.cu_seqlens[index : index + 2]), sequence.hidden
 
     @property
     def subnets(self) -> list[SubNetwork]:
@@ -60,7 +74,7 @@ class PackedBatch:
         order = sorted(range(len(sequences)), key=lambda i: _size_first(sequences[i]))
         packed = tuple(sequences[i] for i in order)
         bounds = (0, *accumulate(len(sequence.token_ids) for sequence in packed))
-        last_row = {i: bounds[at + 1] - 1 for at, i in enumerate(order)}
+        rows = {i: slice(bounds[at], bounds[at + 1]) for at, i in enumerate(order)}
         return cls(
             sequences=packed,
             cache=cache,
@@ -68,8 +82,9 @@ class PackedBatch:
             positions=torch.tensor([p for s in packed for p in range(s.start, s.start + len(s.token_ids))]),
             cu_seqlens=bounds,
             output_rows=torch.tensor(
-                [last_row[i] for i, sequence in enumerate(sequences) if sequence.wants_logits], dtype=torch.int64
+                [rows[i].stop - 1 for i, sequence in enumerate(sequences) if sequence.wants_logits], dtype=torch.int64
             ),
+            exit_rows=tuple(rows[i] for i, sequence in enumerate(sequences) if sequence.keep_exit),
         )
 
 
@@ -105,10 +120,16 @@ def plan_layers(
             runs.append((subnet, rows))
     rows_of_run = [rows for _, rows in runs]
     depth = max((subnet.depth for subnet in subnets), default=0)
-    return [
-        LayerPlan(
-            plan_spans([subnet.kv_groups[layer] for subnet, _ in runs], rows_of_run),
-            plan_spans([subnet.ffn_channels[layer] for subnet, _ in runs], rows_of_run, run_wide),
-        )
-        for layer in range(depth)
-    ]
+    attention: dict[tuple[int, ...], tuple[Span, ...]] = {}
+    ffn: dict[tuple[int, ...], tuple[Span, ...]] = {}
+    plans = []
+    for layer in range(depth):
+        # Layers of the same widths share their spans: what is worked out for a span's rows serves them all.
+        groups = tuple([subnet.kv_groups[layer] for subnet, _ in runs])
+        channels = tuple([subnet.ffn_channels[layer] for subnet, _ in runs])
+        if groups not in attention:
+            attention[groups] = plan_spans(groups, rows_of_run)
+        if channels not in ffn:
+            ffn[channels] = plan_spans(channels, rows_of_run, run_wide)
+        plans.append(LayerPlan(attention[groups], ffn[channels]))
+    return plans

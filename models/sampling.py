@@ -93,7 +93,7 @@ def uniform(seed: int, index: int) -> float:
 
 def candidates(logits_V: npt.NDArray[np.floating], params: SamplingParams) -> tuple[Ids, Floats]:
     """The tokens that may be drawn, ascending, and weights proportional to their probabilities: [n], [n]."""
-    ids = np.arange(len(logits_V))
+    ids: Ids = np.arange(len(logits_V))
     if 0 < params.top_k < len(logits_V):
         ids = np.flatnonzero(logits_V >= torch.from_numpy(logits_V).topk(params.top_k).values[-1].item())
         logits_V = logits_V[ids]

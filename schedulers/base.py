@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from stepwell.schedulers.admission import Admission
 from stepwell.schedulers.plan import Capacity, CostModel, Limits, StepPlan
 from stepwell.schedulers.request import Request
 
@@ -30,3 +31,9 @@ class Policy(ABC):
 
         ``waiting`` is in order of arrival; ``running`` holds cache pages. Both are read, never changed.
         """
+
+    def admission(
+        self, now: float, waiting: Sequence[Request], running: Sequence[Request], cost_model: CostModel | None
+    ) -> Admission | None:
+        """What decides on submissions until the next plan; None (the default) accepts everything."""
+        return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from stepwell.schedulers.request import OperatingPoint, Request
 
@@ -21,8 +21,7 @@ class DropReason(enum.Enum):
     """It cannot meet its deadline even at its smallest allowed operating point."""
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """``num_tokens`` next tokens of ``request`` run in this step at ``point``."""
 
     request: Request
@@ -60,7 +59,7 @@ class Limits:
 
     max_step_tokens: int = 512
     """Tokens of one step, over all its sequences. Long prompts are prefilled in chunks of at most this."""
-    max_running: int = 64
+    max_running: int = 96
     """Sequences that may hold cache pages at the same time."""
     max_waiting: int = 1024
     """Requests that may wait; further ones are refused at once."""
@@ -82,6 +81,9 @@ class Capacity:
 
 
 class CostModel(Protocol):
-    """Predicts the duration of a step. Implemented in the serving layer or by tests."""
+    """Predicts the duration of a step; :class:`~stepwell.schedulers.cost_model.StepCostModel`, or a test's."""
 
     def predict_s(self, slices: Sequence[Slice]) -> float: ...
+
+    def expect(self, slices: Sequence[Slice]) -> Callable[[float], None]:
+        """What to call with the seconds that a step of ``slices`` took, later, when the requests have moved on."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from stepwell.schedulers.work import pack
 
 
 @dataclass(frozen=True, order=True)
@@ -28,7 +31,7 @@ class OperatingPoint:
     token_budget: float = 1.0
     """Fraction of tokens kept, in (0, 1]."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """``LADDER:LEVEL`` or ``LADDER:LEVEL@BUDGET``."""
         budget = "" if self.token_budget == 1.0 else f"@{self.token_budget:g}"
@@ -65,7 +68,16 @@ class Phase(enum.Enum):
     DONE = "done"
 
 
-@dataclass(eq=False)
+PATIENCE_S = 30.0
+"""A request that asks for no first token in time counts as due this long after arrival, times its priority class."""
+AGEING_S = 0.02
+"""How much later than its due time a request counts as due for each priority class below the default: after waiting
+this much longer it passes newer ones of the class above, so nothing starves."""
+DEFAULT_PRIORITY = 2
+"""Priority class of requests that name none (0)."""
+
+
+@dataclass(eq=False, slots=True)
 class Request:
     """One request as schedulers see it. Identity, not value, equality."""
 
@@ -82,11 +94,17 @@ class Request:
     """Absolute clock time after which nobody waits for the answer (gRPC deadline less a margin)."""
     queue_deadline_s: float = math.inf
     """Absolute clock time by which it must have started (the protocol's ``timeout``)."""
+    may_switch: bool = False
+    """Whether its operating point may change among ``points`` from token to token (the ladder says its keys and values
+    are exact or approximate across levels). Otherwise it stays where it started."""
 
     # Progress: written by the engine only.
     phase: Phase = Phase.WAITING
     point: OperatingPoint | None = None
-    """Set when first scheduled; kept when put back, so that recomputation gives identical output."""
+    """Where it ran last. Set when first scheduled; kept when put back, so that recomputation gives identical output."""
+    exit_tokens: dict[OperatingPoint, int] = field(default_factory=dict)
+    """Computed tokens that left the network at a point shallower than others it may use, by that point; their exit
+    hidden states are kept. Before it runs at a deeper point, they run through the layers between (backfill)."""
     known_tokens: int = 0
     """Prompt plus generated tokens: how far the sequence is known. Initialised to ``prompt_tokens``."""
     computed_tokens: int = 0
@@ -99,20 +117,45 @@ class Request:
     preemptions: int = 0
     """Times it was put back."""
 
+    # Worked out once, because a policy reads them for every request of a long queue in every step.
+    deadline_s: float = field(init=False)
+    """Absolute time by which the whole answer is due: the asked latency, bounded by the hard deadline."""
+    first_due_s: float = field(init=False)
+    """Absolute time by which the first token is due, ``inf`` if no such thing was asked."""
+    prompt_due_s: float = field(init=False)
+    """Absolute time by which its prompt must be computed: for the first token, or at the latest for the whole."""
+    class_shift_s: float = field(init=False)
+    """How much later than it is due it counts as due, for its priority class."""
+    patience_s: float = field(init=False)
+    """Absolute time by which it counts as due as long as nothing is."""
+    rank_s: float = field(init=False)
+    """Its :attr:`urgency_s` before its first token: where it stands in the queue."""
+    start_by_s: float = field(init=False)
+    """Absolute time from which on there is no point in starting it: it is dropped unless it has started."""
+    whole_work: bytes = field(init=False, repr=False)
+    """All of its work, as a packed row of :mod:`stepwell.schedulers.work`."""
+
     def __post_init__(self) -> None:
         if not self.points:
             raise ValueError("points: empty; a request needs at least one allowed operating point")
         self.known_tokens = max(self.known_tokens, self.prompt_tokens)
+        slo, priority = self.slo, self.slo.priority or DEFAULT_PRIORITY
+        self.deadline_s = min(self.arrival_s + slo.deadline_s, self.hard_deadline_s)
+        self.first_due_s = self.arrival_s + slo.ttft_s
+        self.prompt_due_s = due_s = min(self.first_due_s, self.deadline_s)
+        self.class_shift_s = (priority - DEFAULT_PRIORITY) * AGEING_S
+        self.patience_s = self.arrival_s + priority * PATIENCE_S
+        self.rank_s = due_s + self.class_shift_s if due_s < math.inf else self.patience_s
+        self.start_by_s = min(self.deadline_s, self.queue_deadline_s)
+        second_due_s = self.first_due_s + slo.tpot_s
+        self.whole_work = pack(
+            self.prompt_tokens, due_s, self.max_tokens - 1, second_due_s, slo.tpot_s, self.deadline_s
+        )
 
     @property
     def pending_tokens(self) -> int:
         """Tokens that must go through the model before the next one can be sampled; 1 in steady decode."""
         return self.known_tokens - self.computed_tokens
-
-    @property
-    def deadline_s(self) -> float:
-        """Absolute time by which the whole answer is due: the asked latency, bounded by the hard deadline."""
-        return min(self.arrival_s + self.slo.deadline_s, self.hard_deadline_s)
 
     @property
     def has_started(self) -> bool:
@@ -125,13 +168,21 @@ class Request:
         For ``index > 0`` without ``ttft_s`` the first token must have come.
         """
         if index == 0:
-            return self.arrival_s + self.slo.ttft_s
-        if self.slo.tpot_s == math.inf:
+            return self.first_due_s
+        tpot_s = self.slo.tpot_s
+        if tpot_s == math.inf:
             return math.inf
-        first_s = self.first_token_s if self.slo.ttft_s == math.inf else self.arrival_s + self.slo.ttft_s
-        return first_s + index * self.slo.tpot_s
+        first_s = self.first_token_s if self.first_due_s == math.inf else self.first_due_s
+        return first_s + index * tpot_s
 
     @property
     def next_due_s(self) -> float:
         """Absolute time by which the next token is due (cumulative slack), never later than the whole answer."""
-        return min(self.token_due_s(self.generated_tokens), self.deadline_s)
+        due_s = self.token_due_s(self.generated_tokens)
+        return due_s if due_s < self.deadline_s else self.deadline_s
+
+    @property
+    def urgency_s(self) -> float:
+        """Sort key, most urgent first: when its next token is due, shifted by its priority class."""
+        due_s = self.next_due_s
+        return due_s + self.class_shift_s if due_s < math.inf else self.patience_s

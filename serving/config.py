@@ -59,8 +59,11 @@ class ModelConfig:
     0 = none."""
     default_slo_class: str = DEFAULT_CLASS
     """Class of requests that state no latency of their own."""
-    policy: str = "max_quality"
-    """Scheduling policy by name."""
+    policy: str = "staircase"
+    """Scheduling policy by name; ``fixed:LADDER:LEVEL`` pins everybody."""
+    profile: str = field(default="auto", metadata=choice("auto", "default"))
+    """What steps are predicted from: ``auto`` = the model's measured profile, measured at the first start on a machine
+    (seconds); ``default`` = a rule of thumb. Both are corrected while serving."""
     kv_cache_mib: int = field(default=256, metadata=at_least(1))
     """Memory for cached keys and values, in MiB. Ignored if ``kv_cache_tokens`` is set."""
     kv_cache_tokens: int | None = field(default=None, metadata=at_least(1))
@@ -69,7 +72,7 @@ class ModelConfig:
     """Tokens per cache page."""
     max_step_tokens: int = field(default=512, metadata=at_least(1))
     """Tokens of one step over all its sequences. Longer prompts are prefilled in chunks."""
-    max_running: int = field(default=64, metadata=at_least(1))
+    max_running: int = field(default=96, metadata=at_least(1))
     """Sequences that may hold cache pages at the same time."""
     max_waiting: int = field(default=1024, metadata=at_least(1))
     """Requests that may wait; further ones are refused at once (RESOURCE_EXHAUSTED)."""

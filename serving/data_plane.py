@@ -14,13 +14,13 @@ from stepwell.serving.call import GenerateCall
 from stepwell.serving.config import ServerConfig
 from stepwell.serving.engine.engine import Engine
 from stepwell.serving.engine.job import GenerationJob
-from stepwell.serving.engine.points import allowed_points
+from stepwell.serving.engine.points import allowed_points, may_switch
 from stepwell.serving.errors import RequestError, Status, not_found
 from stepwell.serving.handoff import Chunk, Mailbox
 from stepwell.serving.metrics import Metrics
 from stepwell.serving.prompt import choose_max_tokens, pinned_point, prompt_ids
 from stepwell.serving.served_model import VERSION, ModelState, ServedModel
-from stepwell.serving.slo import parse_slo
+from stepwell.serving.slo import parse_slo, stated_class
 
 
 class DataPlane:
@@ -124,7 +124,7 @@ class DataPlane:
         its output arrives."""
         arrival_s = self._clock()
         served = self.model(call.model)
-        with self._counting_refusals(served, arrival_s):
+        with self._counting_refusals(served, call, arrival_s):
             if self.draining:
                 raise _draining()
             job = await self._job(served, call, arrival_s)
@@ -158,18 +158,21 @@ class DataPlane:
             max_tokens=choose_max_tokens(hosted, served.config, len(ids), call.max_tokens),
             hard_deadline_s=parsed.hard_deadline_s,
             queue_deadline_s=parsed.queue_deadline_s,
+            may_switch=may_switch(hosted.ladders, points),
         )
         return GenerationJob(request, ids, call.sampling, call.stop, call.ignore_eos)
 
     @contextmanager
-    def _counting_refusals(self, served: ServedModel, arrival_s: float) -> Iterator[None]:
+    def _counting_refusals(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> Iterator[None]:
         try:
             yield
         except RequestError as error:
             served.statistics.request_refused(self._clock() - arrival_s)
             if error.code is Status.UNAVAILABLE:
                 reason = "draining" if self.draining else "not_ready"
-                self._metrics.refused(served.name, served.config.default_slo_class, reason)
+                classes, default = self._config.slo_classes, served.config.default_slo_class
+                slo_class = stated_class(call.metadata, call.parameters, classes, default)
+                self._metrics.refused(served.name, slo_class, reason)
             raise
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from stepwell.models.cache import PagedKVCache
+from stepwell.models.cache import OutOfPages, PagedKVCache
 from stepwell.models.config import DecoderConfig
 from stepwell.models.decoder import Decoder
 from stepwell.models.ladder import LadderSet
 from stepwell.models.loader import LoadedModel, open_model
 from stepwell.models.packed import PackedBatch, PackedSequence
+from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.plan import Limits
 from stepwell.schedulers.registry import create_policy
 from stepwell.schedulers.request import OperatingPoint
@@ -21,6 +24,7 @@ from stepwell.serving.config import MIB, ModelConfig
 from stepwell.serving.engine.engine import Engine
 from stepwell.serving.engine.observer import EngineObserver
 from stepwell.serving.engine.points import UnitParameters, operating_points
+from stepwell.serving.profiles import load_or_measure
 from stepwell.serving.runner import DecoderRunner
 
 if TYPE_CHECKING:
@@ -30,6 +34,13 @@ _DTYPES: Mapping[str, torch.dtype | None] = {"auto": None, "float32": torch.floa
 KV_DTYPE = torch.float32
 """Keys and values are float32 for every model: on the CPU, torch's attention of a single query takes 2.6
 times longer over bfloat16 keys (``benchmarks/results/attention.md``)."""
+
+SAFE_FLOPS = 2e10
+"""Operations a second that any processor of today does with one thread."""
+SAFE_OVERHEAD_S = 2e-3
+"""Of a step; dozens of small operations a layer."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,39 +59,50 @@ class HostedModel:
     vocab_size: int
     cache_bytes: int
     """Memory of the key-value cache."""
+    cost_model: StepCostModel
+    """What the engine predicts its steps with."""
 
 
 OpenModel = Callable[[ModelConfig, EngineObserver], HostedModel]
 
 
-def open_decoder(config: ModelConfig, observer: EngineObserver) -> HostedModel:
-    """Load a decoder and build its engine. Raises ValueError naming the file or field and the remedy."""
+def prepare(config: ModelConfig) -> tuple[LoadedModel, PagedKVCache, dict[str, OperatingPoint]]:
+    """Load a decoder, ready to serve, with an empty cache and its operating points by name.
+
+    Raises ValueError naming the file or field and the remedy.
+    """
     loaded = open_model(config.source, _DTYPES[config.dtype])
-    decoder_config, ladders = loaded.config, loaded.ladders
-    loaded.decoder.prepare_serving(packed_bytes(config, loaded), ffn_widths(ladders))
-    num_pages = cache_pages(config, decoder_config)
+    loaded.decoder.prepare_serving(packed_bytes(config, loaded), ffn_widths(loaded.ladders))
     cache = PagedKVCache(
-        decoder_config.num_layers,
-        decoder_config.num_kv_heads,
-        decoder_config.head_dim,
-        num_pages,
+        loaded.config.num_layers,
+        loaded.config.num_kv_heads,
+        loaded.config.head_dim,
+        cache_pages(config, loaded.config),
         page_tokens=config.page_tokens,
         dtype=KV_DTYPE,
     )
-    warm_up(loaded.decoder, cache, ladders)
+    return loaded, cache, operating_points(loaded.ladders, unit_parameters(loaded.config))
+
+
+def open_decoder(config: ModelConfig, observer: EngineObserver) -> HostedModel:
+    """Load a decoder and build its engine. Raises ValueError naming the file or field and the remedy."""
+    loaded, cache, points = prepare(config)
+    decoder_config, ladders, units = loaded.config, loaded.ladders, unit_parameters(loaded.config)
     limits = Limits(config.max_step_tokens, config.max_running, config.max_waiting)
+    policy = create_policy(config.policy, limits)
+    predictor = cost_model(config, loaded, points, cache)
+    warm_up(loaded.decoder, cache, ladders, config.max_step_tokens)
     engine = Engine(
         runner=DecoderRunner(loaded.decoder, cache),
         cache=cache,
-        policy=create_policy(config.policy, limits),
+        policy=policy,
         tokenizer=loaded.tokenizer,
         ladders=ladders,
         limits=limits,
         eos_token_ids=decoder_config.eos_token_ids,
+        cost_model=predictor,
         observer=observer,
     )
-    units = unit_parameters(decoder_config)
-    points = operating_points(ladders, units)
     return HostedModel(
         engine=engine,
         tokenizer=loaded.tokenizer,
@@ -89,18 +111,40 @@ def open_decoder(config: ModelConfig, observer: EngineObserver) -> HostedModel:
         parameters_of={name: units.of(ladders.subnet(name)) for name in points},
         context_length=decoder_config.max_positions,
         vocab_size=decoder_config.vocab_size,
-        cache_bytes=num_pages * page_bytes(config, decoder_config),
+        cache_bytes=cache.total_pages * page_bytes(config, decoder_config),
+        cost_model=predictor,
     )
 
 
-def warm_up(decoder: Decoder, cache: PagedKVCache, ladders: LadderSet) -> None:
-    """Run a token through every level of the default ladder, largest first: weights are packed on first use, and no
-    request should wait for that."""
-    for level in reversed(ladders.ladders[ladders.default].levels):
-        pages = cache.open(level.subnet)
-        cache.reserve(pages, 1)
-        decoder(PackedBatch.pack([PackedSequence([0], 0, level.subnet, pages, wants_logits=True)], cache))
-        cache.free(pages)
+def cost_model(
+    config: ModelConfig, loaded: LoadedModel, points: Mapping[str, OperatingPoint], cache: PagedKVCache
+) -> StepCostModel:
+    """What predicts the steps of a model that is prepared for serving: its profile, or the rule of thumb."""
+    if config.profile == "auto":
+        return load_or_measure(loaded, points, cache, config.packed_weights_ratio).cost_model(loaded)
+    row_s = 2 * unit_parameters(loaded.config).of(loaded.ladders.architecture.full) / SAFE_FLOPS
+    _log.info("%s: steps are predicted by rule of thumb, corrected while serving (profile: default)", loaded.name)
+    return StepCostModel.linear(tuple(points.values()), row_s, SAFE_OVERHEAD_S)
+
+
+def warm_up(decoder: Decoder, cache: PagedKVCache, ladders: LadderSet, max_step_tokens: int = 1) -> None:
+    """Run every level of the default ladder, largest first, then all in one batch: weight slices are packed on first
+    use, and code is generated for every count of rows. No request should wait for that."""
+    levels = ladders.ladders[ladders.default].levels[::-1]
+    num_tokens = min(cache.page_tokens, decoder.config.max_positions)
+    for group in (*([level] for level in levels), levels):
+        sequences: list[PackedSequence] = []
+        with contextlib.suppress(OutOfPages):  # a tiny cache: as many as fit
+            for level in group:
+                pages = cache.open(level.subnet)
+                sequences.append(PackedSequence([0] * num_tokens, 0, level.subnet, pages, wants_logits=True))
+                cache.reserve(pages, num_tokens)
+        ready = [sequence for sequence in sequences if sequence.pages.capacity or not sequence.subnet.kv_layers]
+        if ready:
+            decoder(PackedBatch.pack(ready, cache))
+        for sequence in sequences:
+            cache.free(sequence.pages)
+    decoder.linear.warm_up(max_step_tokens)
 
 
 def unit_parameters(config: DecoderConfig) -> UnitParameters:

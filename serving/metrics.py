@@ -30,6 +30,12 @@ _GAUGES = (  # attribute of GaugeSource, name, help
     ("cache_usage_ratio", "kv_cache_usage_ratio", "Cache pages in use, 0 to 1."),
     ("backlog_s", "backlog_seconds", "Time the waiting requests will take, judged by those that finished lately."),
 )
+_PREDICTION_GAUGES = (  # method of Correction, name, help
+    ("error", "step_prediction_error_ratio", "Median of |actual / predicted - 1| of recent steps."),
+    ("coverage", "step_prediction_coverage_ratio", "Share of recent steps within their predicted 90th percentile."),
+)
+PREDICTION_KINDS = ("decode", "mixed")
+"""Steps that are predicted, and corrected, apart."""
 _QUALITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
 
 
@@ -64,6 +70,14 @@ class GaugeSource(Protocol):
     def backlog_s(self) -> float: ...
 
 
+class Correction(Protocol):
+    """What tells how good predictions are; a model's :class:`~stepwell.schedulers.correction.OnlineCorrection`."""
+
+    def error(self, kind: str) -> float: ...
+
+    def coverage(self, kind: str) -> float: ...
+
+
 def buckets_with(thresholds_ms: Iterable[float | None]) -> tuple[float, ...]:
     """Latency buckets in seconds, from 1 ms, containing every threshold."""
     extra = {ms / 1000.0 for ms in thresholds_ms if ms is not None and ms >= 1.0}
@@ -87,6 +101,10 @@ class Metrics:
         self._gauges = {
             attribute: Gauge(f"stepwell_{name}", text, ("model",), registry=self.registry)
             for attribute, name, text in _GAUGES
+        }
+        self._prediction_gauges = {
+            method: Gauge(f"stepwell_{name}", text, ("model", "kind"), registry=self.registry)
+            for method, name, text in _PREDICTION_GAUGES
         }
 
     def _create_counters(self) -> None:
@@ -116,15 +134,21 @@ class Metrics:
         """The observer to give to ``model``'s engine."""
         return ModelObserver(self, model)
 
-    def watch(self, model: str, source: GaugeSource) -> None:
-        """Read ``model``'s gauges from ``source`` at every scrape."""
+    def watch(self, model: str, source: GaugeSource, correction: Correction) -> None:
+        """Read ``model``'s gauges from ``source`` at every scrape, and those of its predictions from ``correction``."""
         for name, gauge in self._gauges.items():
             gauge.labels(model).set_function(partial(getattr, source, name))
+        for method, gauge in self._prediction_gauges.items():
+            for kind in PREDICTION_KINDS:
+                gauge.labels(model, kind).set_function(partial(getattr(correction, method), kind))
 
     def unwatch(self, model: str) -> None:
         """``model`` is no longer loaded: its gauges disappear, its counters stay."""
         for gauge in self._gauges.values():
             gauge.remove(model)
+        for gauge in self._prediction_gauges.values():
+            for kind in PREDICTION_KINDS:
+                gauge.remove(model, kind)
 
     def refused(self, model: str, slo_class: str, reason: str) -> None:
         """A request was turned away before it reached the engine (draining, for example)."""

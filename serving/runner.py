@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from stepwell.models.cache import PagedKVCache
 from stepwell.models.decoder import Decoder
-from stepwell.models.packed import PackedBatch, PackedSequence
+from stepwell.models.packed import PackedBatch
 from stepwell.models.sampling import SampledToken, sample
 from stepwell.serving.engine.step import SequenceStep
 
@@ -19,12 +19,17 @@ class DecoderRunner:
 
     def run(self, steps: Sequence[SequenceStep]) -> Mapping[str, SampledToken]:
         """Compute ``steps`` in one packed batch and sample where asked, by request id."""
-        batch = PackedBatch.pack([_packed(step) for step in steps], self.cache)
-        logits = self.decoder(batch)
+        rows = [
+            sequence
+            for step in steps
+            for sequence in step.exits.packed(
+                step.token_ids, step.start, step.subnet, step.pages, step.sampling is not None
+            )
+        ]
+        logits, states = self.decoder.forward_keeping(PackedBatch.pack(rows, self.cache))
         sampled = [step for step in steps if step.sampling is not None]
         tokens = sample(logits, [s.sampling for s in sampled if s.sampling], [s.sample_index for s in sampled])
+        kept = [segment for step in steps for segment in step.exits.kept]
+        for segment, hidden in zip(kept, states, strict=True):
+            segment.hidden = [hidden]
         return {step.request_id: token for step, token in zip(sampled, tokens, strict=True)}
-
-
-def _packed(step: SequenceStep) -> PackedSequence:
-    return PackedSequence(step.token_ids, step.start, step.pages.subnet, step.pages, step.sampling is not None)

@@ -95,7 +95,7 @@ class ServedModel:
         self._hosted, self._hub = hosted, hub
         self._loop = EngineLoop(hosted.engine, name=f"stepwell-engine-{self.name}")
         self._loop.start()
-        self._metrics.watch(self.name, hosted.engine)
+        self._metrics.watch(self.name, hosted.engine, hosted.cost_model.correction)
         self.state, self.reason = ModelState.READY, ""
 
     def unload(self, drain_s: float) -> None:
@@ -122,6 +122,10 @@ class _Observer:
             self._metrics.request_finished(event, request)
         finally:
             self._hub.end_counted()
+
+    def request_refused(self, event: FinishEvent, request: Request) -> None:
+        self._statistics.request_finished(event)
+        self._metrics.request_finished(event, request)
 
     def step_finished(self, step: StepObservation) -> None:
         self._hub.step_committed()

@@ -105,6 +105,14 @@ def parse_slo(
     )
 
 
+def stated_class(
+    metadata: Mapping[str, str], parameters: Parameters, classes: Mapping[str, SLOClass], default_class: str
+) -> str:
+    """The class that a request belongs to, for counting one that is not looked at further; never raises."""
+    named = (*(metadata.get(key) for key in _METADATA_KEYS["slo_class"]), parameters.get("slo_class"))
+    return next((name for name in named if isinstance(name, str) and name in classes), default_class)
+
+
 def _from_metadata(metadata: Mapping[str, str]) -> dict[str, tuple[str, ParameterValue]]:
     """Parameter name -> (metadata key, value), the canonical key before its alias."""
     for key, value in metadata.items():

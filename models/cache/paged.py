@@ -4,6 +4,12 @@ A sequence holds pages only for the layers its sub-network runs. Pages computed 
 every key and value the reader needs is the same (``SubNetwork.shares_kv_with``); the index remembers who computed
 them. Full blocks are never written again while anybody else may read them: ``reserve`` copies them first.
 
+A generation that changes level is one sequence: ``widen`` gives it pages in further layers, ``commit`` is told which
+sub-network ran. Its blocks enter the index as computed by its *provenance*: the sub-network that would have computed
+the same keys and values for all its tokens so far. That is the shallowest of those that ran where each is the start of
+the next (so only the pages of its layers are indexed, and those above may still have holes or be written later by a
+backfill), and none once widths disagree (then no further block is indexed). It never grows again.
+
 The life of a sequence: ``open``, perhaps ``match_prefix``; then for every step ``reserve``, run the model, ``commit``;
 ``free`` at the end. Not thread-safe: one engine thread owns a cache.
 """
@@ -139,10 +145,33 @@ class PagedKVCache:
         if new_blocks:
             self._grow(seq, new_blocks)
 
-    def commit(self, seq: CacheSequence, token_ids: Sequence[int]) -> None:
+    def widen(self, seq: CacheSequence, subnet: SubNetwork) -> None:
+        """Make room in all layers where ``subnet`` has attention, for as many tokens as there is room in others.
+
+        Nothing to do if there are such pages already. What the committed tokens have in the new layers must be written
+        before it is read. Raises OutOfPages with nothing changed.
+        """
+        self._check_open(seq)
+        if seq.covers(subnet):
+            return
+        missing = set(subnet.kv_layers) - set(seq.subnet.kv_layers)
+        if not set(seq.subnet.kv_layers) <= set(subnet.kv_layers):
+            raise ValueError("widen: the sub-network leaves out layers that the sequence has pages in")
+        if len(missing) * seq.num_blocks > self.free_pages:
+            raise OutOfPages(len(missing) * seq.num_blocks, self.free_pages)
+        pages = np.empty((len(missing), 0), np.int32)
+        if seq.num_blocks:
+            room = max(self._num_blocks(seq.expected_tokens), seq.num_blocks)
+            anew = np.full(len(missing), -1, np.int32)
+            pages = self._ledger.allocate(seq.sequence_id, anew, seq.num_blocks, room)
+            self._zero(pages)
+        seq.widen(subnet, pages)
+
+    def commit(self, seq: CacheSequence, token_ids: Sequence[int], subnet: SubNetwork | None = None) -> None:
         """The keys and values of ``token_ids``, all tokens of the sequence so far, are now in its pages.
 
-        Full blocks enter the prefix index.
+        Those not committed before were computed by ``subnet`` (None: the one it was opened with). Full blocks enter the
+        prefix index.
         """
         num_tokens = len(token_ids)
         if not seq.num_tokens <= num_tokens <= seq.capacity or (seq.tail_shared and num_tokens > seq.num_tokens):
@@ -150,17 +179,21 @@ class PagedKVCache:
                 f"commit: {num_tokens} tokens, {seq.num_tokens} committed, room for {seq.capacity}; reserve first, "
                 "and truncate to go back"
             )
+        if num_tokens > seq.num_tokens:
+            seq.computed_by(subnet or seq.subnet)
         for block in range(len(seq.digests), num_tokens // self.page_tokens):
             seq.digests.append(self._digest(seq.digests[-1] if seq.digests else EMPTY_DIGEST, token_ids, block))
-            if seq.num_rows:
-                self._ledger.register(seq.digests[-1], seq.subnet, seq.table[:, block].tolist())
+            self._register(seq, block)
         seq.num_tokens = num_tokens
 
     def fork(self, seq: CacheSequence) -> CacheSequence:
-        """A new sequence with the same committed tokens; all pages are shared until one of the two writes."""
+        """A new sequence with the same committed tokens; all pages are shared until one of the two writes new tokens.
+
+        Layers that some of the committed tokens left out may not be filled in afterwards: the other one reads them too.
+        """
         self._check_open(seq)
         child = self.open(seq.subnet, seq.expected_tokens)
-        child.digests = list(seq.digests)
+        child.digests, child.provenance = list(seq.digests), seq.provenance
         if seq.num_tokens:
             child.append(self._ledger.share(seq.table[:, : self._num_blocks(seq.num_tokens)]))
         for each in (seq, child):
@@ -200,6 +233,11 @@ class PagedKVCache:
         del seq.digests[num_tokens // self.page_tokens :]
         seq.tail_shared = num_tokens % self.page_tokens != 0
 
+    def _register(self, seq: CacheSequence, block: int) -> None:
+        if seq.provenance is not None and seq.provenance.kv_layers:
+            rows = [seq.row_of(layer) for layer in seq.provenance.kv_layers]
+            self._ledger.register(seq.digests[block], seq.provenance, seq.table[rows, block].tolist())
+
     def _tail_rows_to_copy(self, seq: CacheSequence, growth: int) -> npt.NDArray[np.intp]:
         """Rows whose block at ``seq.num_tokens`` may not be written in place. Raises OutOfPages if they and ``growth``
         more pages cannot be had.
@@ -230,12 +268,14 @@ class PagedKVCache:
     def _grow(self, seq: CacheSequence, num_blocks: int) -> None:
         last = seq.table[:, -1] if seq.num_blocks else np.full(seq.num_rows, -1, np.int32)
         pages = self._allocate(seq, last, num_blocks)
-        # Only the last new block may be read before it is full. What a former owner left there is masked, but a masked
-        # NaN would still spoil the sum.
+        self._zero(pages[:, -1])  # only the last new block may be read before it is full
+        seq.append(pages)
+
+    def _zero(self, pages: PageIds) -> None:
+        """Clear what former owners left: where it is read it is masked, but a masked NaN would still spoil the sum."""
         for storage in (self.keys, self.values):
             if storage is not None:
-                storage.index_fill_(1, torch.from_numpy(pages[:, -1].astype(np.int64)), 0.0)
-        seq.append(pages)
+                storage.index_fill_(1, torch.from_numpy(pages.ravel().astype(np.int64)), 0.0)
 
     def _allocate(self, seq: CacheSequence, last: PageIds, num_blocks: int) -> PageIds:
         room = max(self._num_blocks(seq.expected_tokens) - seq.num_blocks, num_blocks)

@@ -18,6 +18,10 @@ class CacheSequence:
     def __init__(self, sequence_id: int, subnet: SubNetwork, page_tokens: int, expected_tokens: int) -> None:
         self.sequence_id = sequence_id
         self.subnet = subnet
+        """It has pages in the layers where this has attention."""
+        self.provenance: SubNetwork | None = subnet
+        """A sub-network that would have computed the same keys and values for all committed tokens, in its own layers;
+        None if none is known. Blocks are findable as computed by it."""
         self.page_tokens = page_tokens
         self.expected_tokens = expected_tokens
         """Length it is expected to grow to."""
@@ -54,6 +58,10 @@ class CacheSequence:
         """Row of ``table`` for ``layer``. Raises KeyError if the sub-network has no attention there."""
         return self._rows[layer]
 
+    def covers(self, subnet: SubNetwork) -> bool:
+        """Whether there are pages in all layers where ``subnet`` has attention."""
+        return subnet is self.subnet or self._rows.keys() >= set(subnet.kv_layers)
+
     def contiguous_start(self, row: int) -> int:
         """First page of ``row`` if its page ids are consecutive, else -1 (also -1 without pages)."""
         return self._starts[row]
@@ -85,6 +93,21 @@ class CacheSequence:
         self._pages[:, old:new] = pages
         self.capacity = new * self.page_tokens
         self._renew_starts(old)
+
+    def widen(self, subnet: SubNetwork, pages: PageIds) -> None:
+        """Hold ``pages`` [further layers of ``subnet``, num_blocks] too. For the cache only."""
+        rows = {layer: row for row, layer in enumerate(subnet.kv_layers)}
+        widened = np.empty((len(rows), self._pages.shape[1]), np.int32)
+        widened[[rows[layer] for layer in self._rows]] = self._pages
+        widened[[row for layer, row in rows.items() if layer not in self._rows], : self.num_blocks] = pages
+        self.subnet, self._rows, self._pages = subnet, rows, widened
+        self._renew_starts(0)
+
+    def computed_by(self, subnet: SubNetwork) -> None:
+        """Further tokens were computed by ``subnet``: note what that makes of the provenance. For the cache only."""
+        if self.provenance is None or self.provenance is subnet or self.provenance.shares_kv_with(subnet):
+            return
+        self.provenance = subnet if subnet.shares_kv_with(self.provenance) else None
 
     def replace(self, rows: npt.NDArray[np.intp], block: int, pages: PageIds) -> None:
         """Other pages [len(rows)] for one block of some rows. For the cache only."""

@@ -190,8 +190,11 @@ def _layer_tables(batch: PackedBatch, num_layers: int, page_tokens: int) -> npt.
     blocks = [-(-(s.start + len(s.token_ids)) // page_tokens) for s in batch.sequences]
     tables = np.zeros((num_layers, len(blocks), max(blocks)), dtype=np.int64)
     for index, (sequence, num_blocks) in enumerate(zip(batch.sequences, blocks, strict=True)):
-        table, layers = sequence.pages.table, sequence.subnet.kv_layers
+        pages, layers = sequence.pages, sequence.subnet.kv_layers
         where: slice | list[int] = slice(len(layers)) if layers == tuple(range(len(layers))) else list(layers)
+        table = pages.table  # of more layers than run now, where its level may change
+        if layers != pages.subnet.kv_layers:
+            table = table[[pages.row_of(layer) for layer in layers]]
         tables[where, index, :num_blocks] = table[:, :num_blocks]
         tables[where, index, num_blocks:] = table[:, :1]
     return tables

@@ -106,6 +106,10 @@ class StepWatch:
             self._ended.add(request.point.name)
         self._inner.request_finished(event, request)
 
+    def request_refused(self, event: FinishEvent, request: Request) -> None:
+        """It was in no step."""
+        self._inner.request_refused(event, request)
+
     def step_finished(self, step: StepObservation) -> None:
         """Whoever was in the step has advanced, or ended in it."""
         assert self._hosted is not None

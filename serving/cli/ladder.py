@@ -1,19 +1,21 @@
 """Show a model's operating points: what each one runs, what it costs, and how good it is.
 
 Cost is the share of the full model's parameters that run for each token. Quality is relative to the full model, as
-measured when the ladder was made.
+measured when the ladder was made. Milliseconds are predicted from the model's profile, if this machine has one.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from stepwell.serving.cli.output import add_json_option, millions, print_json, table
 
 if TYPE_CHECKING:
     from stepwell.models.ladder import Ladder, Level
+    from stepwell.models.loader import LoadedModel
     from stepwell.schedulers.request import OperatingPoint
 
 HELP = "show a model's operating points"
@@ -22,20 +24,22 @@ HELP = "show a model's operating points"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``stepwell ladder``."""
     parser.add_argument("model", metavar="MODEL", help="a directory, a hub id, or a shipped model such as nested-lm")
+    parser.add_argument("--threads", type=int, metavar="N", help="of whose profile: threads of one model operation")
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the operating points, grouped by ladder. Raises ValueError if the model cannot be opened."""
-    document = describe(args.model)
+    document = describe(args.model, args.threads)
     if args.json:
         print_json(document)
     else:
         print(_text(document))
 
 
-def describe(model: str) -> dict[str, Any]:
-    """The document of ``--json``. Raises ValueError if the model cannot be opened."""
+def describe(model: str, threads: int | None = None) -> dict[str, Any]:
+    """The document of ``--json``; predictions are those of the profile made with so many ``threads`` (None = what torch
+    chooses), null without one. Raises ValueError if the model cannot be opened."""
     from stepwell.models.loader import open_model
     from stepwell.serving.engine.points import operating_points
     from stepwell.serving.hosting import unit_parameters
@@ -43,13 +47,17 @@ def describe(model: str) -> dict[str, Any]:
     loaded = open_model(model)
     ladders, units = loaded.ladders, unit_parameters(loaded.config)
     points = operating_points(ladders, units)
+    costs = _predicted(loaded, points, threads)
 
     def of_ladder(ladder: Ladder) -> dict[str, Any]:
         named = [(points[f"{ladder.name}:{k}"], level) for k, level in enumerate(ladder.levels)]
         return {
             "name": ladder.name,
             "kv": ladder.kv,
-            "points": [_point(point, level, units.of(level.subnet)) for point, level in named],
+            "points": [
+                _point(point, level, units.of(level.subnet)) | {"predicted": costs.get(point.name)}
+                for point, level in named
+            ],
         }
 
     return {
@@ -60,6 +68,22 @@ def describe(model: str) -> dict[str, Any]:
         "default_ladder": ladders.default,
         "ladders": [of_ladder(ladder) for ladder in ladders.ladders.values()],
     }
+
+
+def _predicted(
+    loaded: LoadedModel, points: Mapping[str, OperatingPoint], threads: int | None
+) -> dict[str, dict[str, float]]:
+    """Milliseconds by operating point (see :class:`~stepwell.serving.point_costs.PointCost`); none without profile."""
+    from stepwell.serving.config import ModelConfig
+    from stepwell.serving.point_costs import point_cost
+    from stepwell.serving.profiles import load_profile, profile_key
+
+    key = profile_key(loaded, ModelConfig(loaded.name).packed_weights_ratio)
+    profile = load_profile(key if threads is None else replace(key, threads=threads))
+    if profile is None:
+        return {}
+    model = profile.cost_model(loaded)
+    return {name: asdict(point_cost(model, point)) for name, point in points.items()}
 
 
 def _point(point: OperatingPoint, level: Level, parameters: int) -> dict[str, Any]:
@@ -82,6 +106,7 @@ def _text(document: dict[str, Any]) -> str:
     lines = [f"{document['model']}: {size}; context {document['context_length']} tokens"]
     if "data" in metric:
         lines.append(f"quality: from {name} ({metric.get('better', '?')} is better), {metric['data']}")
+    lines.append(_about_costs(document))
     for ladder in document["ladders"]:
         default = ", the default" if ladder["name"] == document["default_ladder"] else ""
         lines += ["", f"ladder {ladder['name']} (cache across levels: {ladder['kv']}{default})"]
@@ -89,8 +114,20 @@ def _text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _about_costs(document: dict[str, Any]) -> str:
+    from stepwell.serving.point_costs import CONTEXT, PROMPT_TOKENS, TOGETHER
+
+    if document["ladders"][0]["points"][0]["predicted"] is None:
+        return f"milliseconds: none measured on this machine; 'stepwell profile {document['model']}' does"
+    return f"milliseconds of steps: 1 or {TOGETHER} sequences decode over {CONTEXT} tokens; a prompt of {PROMPT_TOKENS}"
+
+
 def _ladder_table(points: Sequence[dict[str, Any]], metric: str) -> str:
+    from stepwell.serving.point_costs import HEADERS, cells
+
+    has_costs = any(point["predicted"] for point in points)
     headers = ["point", "layers", "head groups", "FFN channels", "parameters", "of full", "quality", metric]
+    headers += HEADERS if has_costs else ()
     rows = [
         [
             point["name"],
@@ -101,6 +138,7 @@ def _ladder_table(points: Sequence[dict[str, Any]], metric: str) -> str:
             f"{point['cost']:.1%}",
             f"{point['quality']:.3f}",
             "-" if point["metric"] is None else f"{point['metric']:.3f}",
+            *(cells(point["predicted"]) if has_costs else ()),
         ]
         for point in points
     ]

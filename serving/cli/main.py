@@ -15,12 +15,21 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from stepwell.serving.cli import demo, generate, ladder, serve, train
+from stepwell.serving.cli import bench, demo, generate, ladder, profile, serve, simulate, train
 from stepwell.serving.cli.output import CommandError, UsageError, say
 from stepwell.serving.client_types import RequestFailedError
 from stepwell.serving.errors import RequestError
 
-COMMANDS = {"serve": serve, "demo": demo, "generate": generate, "ladder": ladder, "train": train}
+COMMANDS = {
+    "serve": serve,
+    "demo": demo,
+    "generate": generate,
+    "ladder": ladder,
+    "profile": profile,
+    "train": train,
+    "bench": bench,
+    "simulate": simulate,
+}
 USER_ERRORS = (CommandError, ValueError, OSError, RequestError, RequestFailedError)
 """Told in one line; anything else is our mistake and keeps its trace."""
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stepwell.serving.cli.output import UsageError, add_json_option, print_json, say
@@ -29,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--http-port", type=int, metavar="N", help="port of /metrics, /healthz and /readyz (default 8002; 0 = any)"
     )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of one model operation (default 0: torch's)")
+    parser.add_argument("--policy", metavar="NAME", help="scheduling policy of every model (default staircase)")
     add_json_option(parser)
 
 
@@ -37,14 +43,23 @@ def run(args: argparse.Namespace) -> None:
     from stepwell.serving.app import Server
     from stepwell.serving.config import load_config
 
-    names = ("host", "grpc_port", "http_port")
+    names = ("host", "grpc_port", "http_port", "threads")
     overrides = {name: getattr(args, name) for name in names} | {"models": args.models or None}
     config = load_config(args.config, overrides)
+    if args.policy:
+        config = replace(config, models=tuple(replace(model, policy=args.policy) for model in config.models))
     if not config.models:
         raise UsageError("models: none to serve; name one (stepwell serve nested-lm) or list them in --config")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     say(f"loading {', '.join(model.display_name for model in config.models)} ...")
-    asyncio.run(Server(config).run(announce_json if args.json else announce))
+    asyncio.run(Server(config).run(partial(_ready, announce_json if args.json else announce)))
+
+
+def _ready(tell: Callable[[Server], None], server: Server) -> None:
+    # What was made until now stays: a full collection need not look at it again, while requests wait.
+    gc.collect()
+    gc.freeze()
+    tell(server)
 
 
 def listening(server: Server) -> dict[str, object]:

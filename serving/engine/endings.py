@@ -31,6 +31,13 @@ def cancelled() -> Ending:
     return Ending(Outcome.CANCELLED, "cancelled", error)
 
 
+def left(request: Request, now: float) -> Ending:
+    """Its call is over before it is: expired if that is because the call's own deadline has passed (gRPC ends such
+    calls without us), else cancelled."""
+    expired = now >= request.hard_deadline_s
+    return dropped(Drop(request, DropReason.EXPIRED), now) if expired else cancelled()
+
+
 def failed() -> Ending:
     """Our fault; the cause goes to the log, not to the client."""
     message = "request: failed while it was computed; the cause is in the server's log; retry"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from stepwell.models.cache import PagedKVCache
 from stepwell.models.ladder import LadderSet
 from stepwell.schedulers.base import Policy
-from stepwell.schedulers.plan import CostModel, Limits, StepPlan
+from stepwell.schedulers.plan import CostModel, Limits, Slice, StepPlan
 from stepwell.schedulers.request import Request
 from stepwell.serving.engine import endings
 from stepwell.serving.engine.backlog import Backlog
@@ -23,6 +23,7 @@ from stepwell.serving.engine.commit import Committer, RunStep
 from stepwell.serving.engine.events import Sink
 from stepwell.serving.engine.inbox import Inbox
 from stepwell.serving.engine.intake import accept
+from stepwell.serving.engine.isolation import Ran, run_isolating
 from stepwell.serving.engine.job import GenerationJob
 from stepwell.serving.engine.observer import EngineObserver
 from stepwell.serving.engine.outbox import Outbox
@@ -32,7 +33,6 @@ from stepwell.serving.engine.seating import Seating
 from stepwell.serving.engine.step import Runner, SequenceStep
 
 if TYPE_CHECKING:
-    from stepwell.models.sampling import SampledToken
     from stepwell.models.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -78,14 +78,21 @@ class Engine:
         self._backlog = Backlog()
         self._outbox = Outbox(self._roster, self._inbox, self._backlog, observer)
         self._committer = Committer(self._roster, self._keeper, self._outbox, self._backlog, eos_token_ids)
+        self._renew_admission()
 
     def submit(self, job: GenerationJob, sink: Sink) -> None:
         """Take a request in; ``sink`` receives its events, the last one a FinishEvent.
 
         Raises RequestError: INVALID_ARGUMENT if it can never be served (the message names the field), UNAVAILABLE if
-        the engine is draining. Then the sink is never called.
+        the engine is draining, RESOURCE_EXHAUSTED (with a retry hint) or DEADLINE_EXCEEDED if the policy refuses it.
+        Then the sink is never called.
         """
-        self._inbox.submit(accept(job, sink, self._keeper, self._tokenizer))
+        generation, now = accept(job, sink, self._keeper, self._tokenizer), self.now()
+        if (drop := self._inbox.submit(generation, now)) is not None:
+            ending = endings.dropped(drop, now)
+            self._outbox.refuse(generation, ending, now)
+            assert ending.error is not None
+            raise ending.error
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step. Unknown and finished ids are ignored."""
@@ -96,14 +103,22 @@ class Engine:
         now = self.now()
         self._take_in(now)
         if not len(self._roster):
+            self._renew_admission()
             return False
         plan = self._plan(now)
         seating = Seating(self._roster, self._keeper, plan, now)
-        steps = seating.seat()
-        if steps and (tokens := self._run(steps)) is not None:
-            self._committer.commit(
-                RunStep(steps, tokens, seating.cached_tokens, plan.predicted_s, started_s=now, ended_s=self.now())
-            )
+        if steps := seating.seat():
+            learn = self._expect(steps)
+            ran = self._run(steps)
+            if ran.steps:
+                self._committer.commit(
+                    RunStep(ran.steps, ran.tokens, seating.cached_tokens, plan.predicted_s, now, self.now())
+                )
+            self._renew_admission()
+            if ran.at_once:
+                learn(self.now() - now)  # all of it: the next step cannot start before
+        else:
+            self._renew_admission()
         return bool(steps or plan.drops)
 
     def drain(self) -> None:
@@ -184,7 +199,7 @@ class Engine:
                 self._outbox.finish(generation, ending, now)
         for request_id in cancelled:
             if (found := self._roster.find(request_id)) is not None:
-                self._outbox.finish(found, endings.cancelled(), now)
+                self._outbox.finish(found, endings.left(found.request, now), now)
 
     def _plan(self, now: float) -> StepPlan:
         """The policy's decision; what it drops is answered at once."""
@@ -194,15 +209,20 @@ class Engine:
             self._outbox.finish(roster.get(drop.request.request_id), endings.dropped(drop, now), now)
         return plan
 
-    def _run(self, steps: Sequence[SequenceStep]) -> Mapping[str, SampledToken] | None:
-        """Tokens by request id; None if the runner failed, and then these requests have ended."""
-        try:
-            tokens = self._runner.run(steps)
-            if missing := [s.request_id for s in steps if s.sampling is not None and s.request_id not in tokens]:
-                raise RuntimeError(f"the runner returned no token for {missing}")
-            return tokens
-        except Exception:
-            _log.exception("a step of %d sequences failed", len(steps))
-            for step in steps:
-                self._outbox.finish(self._roster.get(step.request_id), endings.failed(), self.now())
-            return None
+    def _run(self, steps: Sequence[SequenceStep]) -> Ran:
+        """Requests that fail end here."""
+        ran = run_isolating(self._runner, steps)
+        for step in ran.failed:
+            self._outbox.finish(self._roster.get(step.request_id), endings.failed(), self.now())
+        return ran
+
+    def _expect(self, steps: Sequence[SequenceStep]) -> Callable[[float], None]:
+        """What teaches the cost model how long ``steps`` took."""
+        if self._cost_model is None:
+            return lambda seconds: None
+        ran = [Slice(self._roster.get(s.request_id).request, len(s.token_ids), s.point) for s in steps]
+        return self._cost_model.expect(ran)
+
+    def _renew_admission(self) -> None:
+        roster = self._roster
+        self._inbox.admit_by(self._policy.admission(self.now(), roster.waiting, roster.running, self._cost_model))

@@ -37,7 +37,8 @@ class Report:
     operating_point: str
     """The point it was served at last; empty if it was never computed."""
     quality: float
-    """Of that point, relative to the full model; 0 if it was never computed."""
+    """Relative to the full model: the mean over its tokens, each at the point it was served at; 0 if it was never
+    computed."""
     slo_ms: float | None
     """End-to-end latency asked for; None if none was."""
     predicted_ms: float | None
@@ -51,7 +52,7 @@ class Report:
     slo_met: bool
     """It finished and met everything it asked for (true without any SLO)."""
     degraded: bool
-    """It was served below the best operating point that it allowed."""
+    """It, or some of its tokens, was served below the best operating point that it allowed."""
     ttft_ms: float | None
     """Time to first token; None before one."""
     tpot_ms: float | None

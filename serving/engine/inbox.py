@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from stepwell.schedulers.admission import Admission
+from stepwell.schedulers.plan import Drop
 from stepwell.serving.engine.generation import Generation
 from stepwell.serving.errors import RequestError, Status, invalid
 
@@ -16,19 +18,32 @@ class Inbox:
         self._arrived: list[Generation] = []
         self._cancelled: list[str] = []
         self._known: set[str] = set()
+        self._admission: Admission | None = None
         self._closed = False
         self._woken = False
 
-    def submit(self, generation: Generation) -> None:
-        """Raises RequestError: UNAVAILABLE once closed, INVALID_ARGUMENT if a request of the same id is not over."""
+    def submit(self, generation: Generation, now: float) -> Drop | None:
+        """Take it, or say why it is refused. Raises RequestError: UNAVAILABLE once closed, INVALID_ARGUMENT if a
+        request of the same id is not over."""
         with self._changed:
             if self._closed:
                 raise RequestError(Status.UNAVAILABLE, "server: stopping, takes no new requests; retry elsewhere")
             if generation.request_id in self._known:
                 raise invalid("id", "is in use by a running request", generation.request_id, "send a unique one")
+            if self._admission is not None and (drop := self._admission.admit(now, generation.request)):
+                return drop
             self._known.add(generation.request_id)
             self._arrived.append(generation)
             self._wake()
+            return None
+
+    def admit_by(self, admission: Admission | None) -> None:
+        """What decides on submissions from now on; None takes all. It has not yet counted what is still in here."""
+        with self._changed:
+            self._admission = admission
+            if admission is not None:
+                for generation in self._arrived:
+                    admission.count(generation.request)
 
     def cancel(self, request_id: str) -> None:
         """Unknown and finished ids are ignored."""

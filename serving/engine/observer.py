@@ -38,4 +38,7 @@ class EngineObserver(Protocol):
     def request_finished(self, event: FinishEvent, request: Request) -> None:
         """``event`` is the one its sink received (or would have, if the client is gone)."""
 
+    def request_refused(self, event: FinishEvent, request: Request) -> None:
+        """It was refused at submission: on the submitting thread, no sink receives ``event``."""
+
     def step_finished(self, step: StepObservation) -> None: ...

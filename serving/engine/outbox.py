@@ -34,11 +34,7 @@ class Outbox:
 
     def finish(self, generation: Generation, ending: Ending, now: float) -> None:
         """End a request: free its pages, tell its client and the observer. Exactly once a request."""
-        report = build_report(generation, ending.outcome is None, now)
-        outcome = ending.outcome or (Outcome.MET if report.slo_met else Outcome.MISSED)
-        event = FinishEvent(
-            generation.request_id, outcome, ending.finish_reason, ending.error, report, ending.drop_reason
-        )
+        event = _finish_event(generation, ending, now)
         generation.request.phase = Phase.DONE
         try:
             self._roster.remove(generation)
@@ -48,6 +44,12 @@ class Outbox:
             if ending.outcome is None:
                 self._backlog.finished()
             self._observe(lambda observer: observer.request_finished(event, generation.request))
+
+    def refuse(self, generation: Generation, ending: Ending, now: float) -> None:
+        """Count a request that was not let in; its client is told by the caller. From any thread."""
+        event = _finish_event(generation, ending, now)
+        generation.request.phase = Phase.DONE
+        self._observe(lambda observer: observer.request_refused(event, generation.request))
 
     def step_finished(self, step: StepObservation) -> None:
         """A step was run and committed."""
@@ -69,3 +71,9 @@ class Outbox:
             tell(self._observer)
         except Exception:
             _log.exception("observer failed")
+
+
+def _finish_event(generation: Generation, ending: Ending, now: float) -> FinishEvent:
+    report = build_report(generation, ending.outcome is None, now)
+    outcome = ending.outcome or (Outcome.MET if report.slo_met else Outcome.MISSED)
+    return FinishEvent(generation.request_id, outcome, ending.finish_reason, ending.error, report, ending.drop_reason)

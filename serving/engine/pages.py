@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepwell.models.cache import CacheSequence, OutOfPages, PagedKVCache
-from stepwell.models.ladder import LadderSet
+from stepwell.models.ladder import LadderSet, SubNetwork
 from stepwell.schedulers.plan import Capacity
 from stepwell.schedulers.request import OperatingPoint, Request
 from stepwell.serving.engine.generation import Generation
@@ -42,21 +42,61 @@ class PageKeeper:
         """Pages ``request`` holds at most at ``point``. Its last token is never computed: nothing follows it."""
         return self._cache.pages_for(self._subnets[point.name], request.prompt_tokens + request.max_tokens - 1)
 
+    def subnet(self, point: OperatingPoint) -> SubNetwork:
+        """What runs at ``point``."""
+        return self._subnets[point.name]
+
     def admit(self, generation: Generation, point: OperatingPoint) -> CacheSequence | None:
         """Pages for all known tokens, reusing those of earlier requests; None, and nothing held, if there are too few.
 
         All at once, so that only growth by generated tokens can run out of pages later: every time somebody is put
         back, a token was gained, and the engine cannot put requests back in a circle forever.
+
+        Reused tokens have no exit states, so they could never be backfilled. A request that may go deeper later
+        therefore reuses pages only if they cover the deepest layers it may run; it then holds all of these from the
+        start. Else it computes its prompt anew: it loses time, not its way up.
         """
+        request, start = generation.request, self.subnet(point)
+        subnets = [self.subnet(each) for each in request.points] if request.may_switch else [start]
+        generation.max_depth = max(subnet.depth for subnet in subnets) if request.may_switch else 0
+        cover = max((s for s in subnets if start.shares_kv_with(s)), key=lambda s: len(s.kv_layers), default=start)
+        if len(cover.kv_layers) < max(len(subnet.kv_layers) for subnet in subnets):
+            return self._open(generation, start, reuse=False)
+        if cover.kv_layers == start.kv_layers:
+            return self._open(generation, start, reuse=True)
+        pages = self._open(generation, cover, reuse=True)
+        if pages is not None and pages.num_tokens == 0:
+            self._cache.free(pages)  # no need for deeper layers yet
+            pages = None
+        return pages or self._open(generation, start, reuse=False)
+
+    def _open(self, generation: Generation, subnet: SubNetwork, reuse: bool) -> CacheSequence | None:
         request, token_ids = generation.request, generation.token_ids
-        pages = self._cache.open(self._subnets[point.name], request.prompt_tokens + request.max_tokens - 1)
+        pages = self._cache.open(subnet, request.prompt_tokens + request.max_tokens - 1)
         try:
-            self._cache.match_prefix(pages, token_ids)
+            if reuse:
+                self._cache.match_prefix(pages, token_ids)
             self._cache.reserve(pages, len(token_ids))
         except OutOfPages:
             self._cache.free(pages)
             return None
         return pages
+
+    def covers(self, generation: Generation, point: OperatingPoint) -> bool:
+        """Whether it holds pages in all layers of ``point``."""
+        assert generation.pages is not None
+        return generation.pages.covers(self.subnet(point))
+
+    def widen(self, generation: Generation, point: OperatingPoint, to_spare: int) -> bool:
+        """Pages for its tokens in all layers of ``point``; False, and nothing changed, if that would not leave what its
+        next block takes in the new layers and ``to_spare`` pages."""
+        pages, subnet = generation.pages, self.subnet(point)
+        assert pages is not None
+        num_layers = len(subnet.kv_layers) - pages.num_rows
+        if num_layers * (pages.num_blocks + 1) + to_spare > self._cache.free_pages:
+            return False
+        self._cache.widen(pages, subnet)
+        return True
 
     def grow(self, generation: Generation, num_tokens: int) -> bool:
         """Room for ``num_tokens`` tokens in all; False, and nothing changed, if there are too few pages."""
@@ -68,10 +108,13 @@ class PageKeeper:
         return True
 
     def commit(self, generation: Generation, num_tokens: int) -> None:
-        """The first ``num_tokens`` tokens are computed."""
+        """The first ``num_tokens`` tokens are computed, the latest of them at the request's point."""
+        request, token_ids = generation.request, generation.token_ids
         assert generation.pages is not None
-        token_ids = generation.token_ids
-        self._cache.commit(generation.pages, token_ids if num_tokens == len(token_ids) else token_ids[:num_tokens])
+        assert request.point is not None
+        computed = token_ids if num_tokens == len(token_ids) else token_ids[:num_tokens]
+        self._cache.commit(generation.pages, computed, self.subnet(request.point))
+        generation.computed()
 
     def release(self, generation: Generation) -> None:
         """Give back its pages, if it holds any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stepwell.models.ladder import LadderError, LadderSet, SubNetwork
@@ -57,6 +57,13 @@ def allowed_points(
         problem = f"{which} {best.name} has quality {best.quality:g}"
         raise invalid("min_quality", problem, min_quality, f"ask for at most {best.quality:g}")
     return allowed
+
+
+def may_switch(ladders: LadderSet, points: Sequence[OperatingPoint]) -> bool:
+    """Whether a generation may change among ``points`` from token to token: several levels of one ladder, each of which
+    can be reached from each other one as exactly as the ladder's ``kv`` promises. Set ``Request.may_switch`` to it."""
+    names = {point.ladder for point in points}
+    return len(points) > 1 and len(names) == 1 and ladders.ladders[names.pop()].may_switch(p.level for p in points)
 
 
 def resolve_point(ladders: LadderSet, name: str) -> str:

@@ -83,6 +83,7 @@ class Roster:
         """It is over; its pages are free again."""
         self._running.pop(generation.request_id, None)
         self._waiting.pop(generation.request_id, None)
+        generation.drop_exits()
         self._keeper.release(generation)
 
     def next_expiry_s(self) -> float:

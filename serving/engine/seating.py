@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepwell.schedulers.plan import Slice, StepPlan
-from stepwell.schedulers.request import Phase
+from stepwell.schedulers.request import OperatingPoint, Phase
 from stepwell.serving.engine.generation import Generation
 from stepwell.serving.engine.pages import PageKeeper
 from stepwell.serving.engine.roster import Roster
@@ -14,6 +14,8 @@ class Seating:
     """Seats one plan. Slices come most urgent first; requests are put back from the other end, down to the asking one.
 
     Nobody is put back to admit a newcomer: that would compute one request twice to compute another a little earlier.
+    Nor to let a request go deeper: if that would not leave every running one a block to grow into, the slice runs at
+    the point where the request ran last.
     """
 
     def __init__(self, roster: Roster, keeper: PageKeeper, plan: StepPlan, now: float) -> None:
@@ -34,17 +36,34 @@ class Seating:
         seated = [(slice_, generation) for slice_, generation in self._planned if self._seat_one(slice_, generation)]
         if self._planned and not seated:
             raise RuntimeError(f"no cache pages for any of {len(self._planned)} planned sequences")
-        return [generation.next_step(slice_.num_tokens) for slice_, generation in seated]
+        return [self._step(slice_, generation) for slice_, generation in seated]
 
     def _seat_one(self, slice_: Slice, generation: Generation) -> bool:
         if generation in self._put_back:
             return False
-        if generation.request.phase is Phase.RUNNING:
-            return self._grow(generation, generation.request.computed_tokens + slice_.num_tokens)
+        request = generation.request
+        if request.phase is Phase.RUNNING:
+            switches = request.may_switch and self._widen(generation, slice_.point)
+            if not self._grow(generation, request.computed_tokens + slice_.num_tokens):
+                return False
+            request.point = slice_.point if switches else request.point
+            return True
         if not self._roster.start(generation, slice_.point, self._now):
             return False
-        self.cached_tokens += generation.request.computed_tokens
+        self.cached_tokens += request.computed_tokens
         return True
+
+    def _step(self, slice_: Slice, generation: Generation) -> SequenceStep:
+        point = generation.request.point
+        assert point is not None
+        return generation.next_step(slice_.num_tokens, self._keeper.subnet(point))
+
+    def _widen(self, generation: Generation, point: OperatingPoint) -> bool:
+        """Pages in all layers of ``point``; False if there are too few."""
+        if self._keeper.covers(generation, point):
+            return True
+        next_blocks = sum(holder.pages.num_rows for holder in self._roster.holders if holder.pages is not None)
+        return self._keeper.widen(generation, point, to_spare=next_blocks)
 
     def _grow(self, generation: Generation, num_tokens: int) -> bool:
         while not self._keeper.grow(generation, num_tokens):

@@ -15,6 +15,7 @@ from stepwell.models.ladder import (
     Level,
     SubNetwork,
     full_size_only,
+    layers_from,
     load_ladders,
     parse_ladders,
 )
@@ -174,6 +175,50 @@ def test_a_level_number_of_thousands_of_digits_is_refused_like_any_other() -> No
 def test_without_a_ladder_file_there_is_the_full_model() -> None:
     ladders = full_size_only(ARCH)
     assert ladders.subnet("max") == ladders.subnet("min") == ladders.subnet("default:0") == ARCH.full
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kind"),
+    [
+        ({"layers": 1}, {}, "exact"),
+        ({"layers": 0}, {"layers": 2, "ffn": 5}, "exact"),
+        ({"layers": 2, "ffn": [3, 5, 8]}, {"ffn": [3, 5, 8]}, "exact"),
+        ({"layers": 2, "drop_attention": [0]}, {"drop_attention": [0]}, "exact"),
+        ({"ffn": 4}, {}, "approximate"),
+        ({"layers": 1, "ffn": 4}, {}, "approximate"),
+        ({"layers": 2, "drop_ffn": [1]}, {}, "approximate"),
+        ({"layers": 2, "kv_groups": 1}, {}, None),
+        ({"kv_groups": [2, 2, 1]}, {}, None),
+        ({"drop_attention": [1]}, {}, None),
+        ({"layers": 1, "drop_attention": [0]}, {}, None),
+    ],
+)
+def test_what_going_from_one_sub_network_to_another_does(one, other, kind: str | None) -> None:
+    first, second = only_subnet(one), only_subnet(other)
+    assert first.switch_kind(second) == second.switch_kind(first) == kind
+    assert first.switch_kind(first) == "exact"
+
+
+def test_a_ladder_says_among_which_levels_a_generation_may_change() -> None:
+    steps: list[dict[str, Any]] = [{"layers": 1, "ffn": 4}, {"layers": 2, "ffn": 4}, {"layers": 2}, {}]
+    ladder = parse_ladders(document(steps, kv="approximate"), ARCH).ladders["steps"]
+    assert ladder.may_switch(range(4))
+    assert not parse_ladders(document(steps), ARCH).ladders["steps"].may_switch([0, 1]), "static unless it says so"
+    heads = parse_ladders(document([{"kv_groups": [2, 2, 1]}, {}], kv="exact"), ARCH).ladders["steps"]
+    assert not heads.may_switch([0, 1]), "the wider one would read heads that the narrower never wrote"
+    assert heads.may_switch([1])
+    mixed = [{"layers": 1}, {"layers": 2, "kv_groups": [2, 1, 2]}, {}]
+    broken = parse_ladders(document(mixed, kv="approximate"), ARCH).ladders["steps"]
+    assert [broken.may_switch(pair) for pair in ((0, 1), (0, 2), (1, 2), (0, 1, 2))] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_the_layers_from_one_on_keep_their_widths(depth: int) -> None:
+    subnet = SubNetwork((2, 1, 2), (8, 3, 0))
+    rest = layers_from(subnet, depth)
+    assert rest.kv_groups == (0,) * depth + (2, 1, 2)[depth:]
+    assert rest.ffn_channels == (0,) * depth + (8, 3, 0)[depth:]
+    assert layers_from(subnet, depth) is rest
 
 
 def test_levels_must_be_nested_in_code_too() -> None:

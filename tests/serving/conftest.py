@@ -180,7 +180,9 @@ def run_server(tiny: Path, extra_models: Sequence[Any] = (), **settings: Any) ->
         hosted.engine._runner = GatedRunner(hosted.engine._runner, gate)  # type: ignore[assignment]
         return hosted
 
-    model = {"source": str(tiny), "kv_cache_tokens": 4096, "page_tokens": 16, **settings.pop("model", {})}
+    # Not the default policy, which refuses or degrades what these tests want served late or at full size.
+    model = {"source": str(tiny), "policy": "max_quality", "kv_cache_tokens": 4096, "page_tokens": 16}
+    model |= settings.pop("model", {})
     base = {"grpc_port": 0, "http_port": 0, "models": [model, *extra_models]}
     server = Server(load_config(None, {**base, **settings}), open_gated)
     with BackgroundServer(server) as background, grpc.insecure_channel(background.address) as channel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stepwell.models.cache import PagedKVCache
@@ -9,7 +11,8 @@ from stepwell.models.kernels.linear import can_pack
 from stepwell.models.loader import open_model
 from stepwell.models.packed import PackedBatch, PackedSequence
 from stepwell.serving.config import ModelConfig
-from stepwell.serving.hosting import cache_pages, ffn_widths, packed_bytes, warm_up
+from stepwell.serving.hosting import SAFE_OVERHEAD_S, cache_pages, ffn_widths, open_decoder, packed_bytes, warm_up
+from stepwell.serving.point_costs import made_up_slice
 
 
 def test_no_level_of_the_default_ladder_is_packed_while_requests_wait() -> None:
@@ -38,3 +41,30 @@ def test_a_cache_that_cannot_hold_one_page_a_layer_is_refused() -> None:
     config = open_model("nested-lm").config
     with pytest.raises(ValueError, match="kv_cache_mib: 1 MiB hold 1 pages, fewer than the model's 8 layers"):
         cache_pages(ModelConfig("nested-lm", kv_cache_mib=1, page_tokens=2048), config)
+
+
+def test_steps_are_predicted_from_the_profile(tiny: Path) -> None:
+    hosted = open_decoder(ModelConfig(str(tiny), kv_cache_tokens=1024, page_tokens=16), _Nobody())
+    assert hosted.engine._cost_model is hosted.cost_model
+    assert all(curve[1] > 0.0 for curve in hosted.cost_model.ladders["depth"].split)
+
+
+def test_steps_are_predicted_by_rule_of_thumb_if_so_configured(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    hosted = open_decoder(ModelConfig(str(tiny), kv_cache_tokens=1024, page_tokens=16, profile="default"), _Nobody())
+    assert "rule of thumb" in caplog.text
+    costs = hosted.cost_model.ladders
+    assert set(costs) == {"depth", "width"}
+    whole = hosted.cost_model.raw_s([made_up_slice(hosted.points["depth:2"], 10, 0)])
+    share = hosted.cost_model.raw_s([made_up_slice(hosted.points["depth:0"], 10, 0)])
+    assert (share - SAFE_OVERHEAD_S) / (whole - SAFE_OVERHEAD_S) == pytest.approx(hosted.points["depth:0"].cost)
+
+
+class _Nobody:
+    """Watches no engine."""
+
+    def request_finished(self, event: object, request: object) -> None: ...
+
+    def request_refused(self, event: object, request: object) -> None: ...
+
+    def step_finished(self, step: object) -> None: ...

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from stepwell.schedulers.correction import OnlineCorrection
 from stepwell.schedulers.request import SLO, OperatingPoint, Request
 from stepwell.serving.config import ServerConfig, SLOClass
 from stepwell.serving.engine.events import FinishEvent, Outcome, Report
@@ -136,13 +137,21 @@ def test_gauges_are_read_when_asked_for_and_go_with_the_model(metrics: Metrics) 
         num_waiting = 3
         num_running = 2
         cache_usage_ratio = 0.25
+        backlog_s = 1.5
 
-    source = Source()
-    metrics.watch("m", source)
+    source, correction = Source(), OnlineCorrection()
+    metrics.watch("m", source, correction)
     source.num_waiting = 4
     names = ("requests_waiting", "requests_running", "kv_cache_usage_ratio")
     assert [value(metrics, name) for name in names] == [4, 2, 0.25]
+    for actual_s in (1.0, 1.0, 3.0):
+        correction.observe("decode", 1.0, actual_s)
+    assert value(metrics, "step_prediction_error_ratio", kind="decode") == correction.error("decode") < 0.1
+    assert value(metrics, "step_prediction_coverage_ratio", kind="decode") == pytest.approx(2 / 3)
+    assert math.isnan(value(metrics, "step_prediction_error_ratio", kind="mixed"))
     metrics.unwatch("m")
+    gone = {"model": "m", "kind": "decode"}
+    assert metrics.registry.get_sample_value("stepwell_step_prediction_error_ratio", gone) is None
     assert metrics.registry.get_sample_value("stepwell_requests_waiting", {"model": "m"}) is None
 
 

@@ -141,7 +141,7 @@ def test_report_is_in_the_parameters(shared: Any, wire: Any) -> None:
     assert 0 <= found["queue_ms"] <= found["total_ms"]
     assert found["compute_ms"] > 0
     assert 0 < found["tpot_ms"] < found["total_ms"]
-    assert "predicted_ms" not in found, "nothing was predicted"
+    assert found["predicted_ms"] > 0
     kinds = {key: value.WhichOneof("parameter_choice") for key, value in parameters.items()}
     assert kinds["generated_tokens"] == kinds["tokens_at_depth:0"] == "int64_param"
     assert kinds["total_ms"] == kinds["quality"] == "double_param"

@@ -167,6 +167,71 @@ def test_reclaims_the_least_recently_used_prefix_from_its_end(make_cache: MakeCa
         cache.free(seq)
 
 
+def test_widening_adds_pages_in_further_layers_for_all_blocks(
+    make_cache: MakeCache, full: SubNetwork, shallow: SubNetwork
+) -> None:
+    cache = make_cache(40, with_storage=True)
+    cache.keys.fill_(float("nan"))
+    seq = run(cache, shallow, [1, 2, 3, 4, 5], expected=12)
+    before = seq.table.tolist()
+    cache.widen(seq, full)
+    assert seq.table[:2].tolist() == before
+    assert (seq.table.shape, seq.row_of(2), seq.capacity) == ((3, 2), 2, 8)
+    assert seq.contiguous_start(2) == seq.table[2, 0]
+    assert cache.keys[:, seq.table[2]].eq(0.0).all()
+    version = seq.version
+    cache.widen(seq, shallow)
+    cache.widen(seq, full)
+    assert seq.version == version
+    cache.reserve(seq, 12)
+    assert seq.contiguous_start(2) >= 0, "room to grow was kept in the new layer too"
+    with pytest.raises(ValueError, match="leaves out layers"):
+        cache.widen(run(cache, SubNetwork((2, 0, 2), (8, 8, 8)), [9]), shallow)
+
+
+def test_layers_are_inserted_where_they_belong(make_cache: MakeCache, full: SubNetwork) -> None:
+    cache = make_cache(40)
+    seq = run(cache, SubNetwork((0, 2, 0), (8, 8, 8)), [1] * 9)
+    (pages,) = seq.table.tolist()
+    cache.widen(seq, full)
+    assert seq.table[1].tolist() == pages
+    assert [seq.row_of(layer) for layer in range(3)] == [0, 1, 2]
+    unused = cache.open(SubNetwork((0, 0, 0), (8, 0, 0)))
+    cache.widen(unused, full)
+    assert unused.table.shape == (3, 0)
+
+
+def test_widening_without_pages_changes_nothing(make_cache: MakeCache, full: SubNetwork, shallow: SubNetwork) -> None:
+    cache = make_cache(5)
+    seq = run(cache, shallow, [1, 2, 3, 4, 5])
+    before, version = seq.table.tolist(), seq.version
+    with pytest.raises(OutOfPages, match="2 needed, 1 free"):
+        cache.widen(seq, full)
+    assert (seq.table.tolist(), seq.version, seq.subnet, cache.free_pages) == (before, version, shallow, 1)
+
+
+def test_blocks_are_found_as_computed_by_the_shallowest_so_far(
+    make_cache: MakeCache, full: SubNetwork, shallow: SubNetwork
+) -> None:
+    cache = make_cache(60)
+    seq = run(cache, full, [1, 2, 3, 4, 5])
+    for token_ids, subnet in (([1, 2, 3, 4, 5, 6], shallow), ([1, 2, 3, 4, 5, 6, 7, 8], full), ([*range(1, 13)], full)):
+        cache.reserve(seq, len(token_ids))
+        cache.commit(seq, token_ids, subnet)
+    assert num_matched(cache, full, [*range(1, 14)]) == 4
+    assert num_matched(cache, shallow, [*range(1, 14)]) == 12
+
+
+def test_blocks_of_mixed_widths_are_not_found(make_cache: MakeCache, full: SubNetwork, narrow: SubNetwork) -> None:
+    cache = make_cache(60)
+    seq = run(cache, full, [1, 2, 3, 4, 5])
+    for token_ids, subnet in (([1, 2, 3, 4, 5, 6, 7, 8], narrow), ([*range(1, 13)], full)):
+        cache.reserve(seq, len(token_ids))
+        cache.commit(seq, token_ids, subnet)
+    one_layer = SubNetwork((2, 0, 0), (0, 0, 0))
+    assert [num_matched(cache, s, [*range(1, 14)]) for s in (full, narrow, one_layer)] == [4, 0, 4]
+
+
 def test_truncate_gives_pages_back_and_protects_cached_ones(make_cache: MakeCache, full: SubNetwork) -> None:
     cache = make_cache(20)
     seq = run(cache, full, list(range(10)))

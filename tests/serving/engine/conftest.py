@@ -5,6 +5,9 @@ every layer it writes, at (page, slot) of each new token, a checksum of the whol
 the units that a real model's keys and values there depend on. A token is a function of everything it reads back. So a
 stale page, a wrong position, a wrong page table, or pages of a sub-network that must not be shared all give another
 token than ``reference``, which needs no cache.
+
+Where a level may change, an exit hidden state of the fake model is the checksum and the units that the token has run.
+Tokens that did not run a layer leave a hole in its pages: reading one gives another token, too.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import pytest
 import torch
 
 from stepwell.models.cache import PagedKVCache
+from stepwell.models.exits import ExitSegment
 from stepwell.models.ladder import Architecture, LadderSet, SubNetwork, parse_ladders
 from stepwell.models.sampling import SampledToken, SamplingParams
 from stepwell.schedulers.plan import Limits
@@ -28,10 +32,12 @@ from stepwell.schedulers.request import SLO, Request
 from stepwell.serving.engine.engine import Engine
 from stepwell.serving.engine.events import FinishEvent, TokenEvent
 from stepwell.serving.engine.job import GenerationJob
-from stepwell.serving.engine.points import UnitParameters, operating_points
+from stepwell.serving.engine.points import UnitParameters, may_switch, operating_points
 from stepwell.serving.engine.step import SequenceStep
 
 VOCAB = 10_007
+HOLE = -977_000
+"""What is found where a layer was not run."""
 ARCHITECTURE = Architecture(num_layers=3, num_kv_groups=2, ffn_channels=8)
 LADDERS = parse_ladders(
     {
@@ -40,6 +46,10 @@ LADDERS = parse_ladders(
         "ladders": {
             "depth": {"kv": "exact", "levels": [{"layers": n, "quality": n / 3} for n in (1, 2, 3)]},
             "width": {"kv": "approximate", "levels": [{"ffn": n, "quality": n / 8} for n in (2, 8)]},
+            "mixed": {
+                "kv": "approximate",
+                "levels": [{"layers": 1, "ffn": 2, "quality": 0.2}, {"ffn": 2, "quality": 0.6}, {"ffn": 5}, {}],
+            },
             "dropped": {"levels": [{"drop_attention": [0, 1, 2], "quality": 0.1}, {"drop_attention": [1]}]},
         },
     },
@@ -52,6 +62,12 @@ def checksums(before: int, token_ids: Sequence[int], start: int) -> np.ndarray:
     """Of the histories that end with each of ``token_ids``, given the one before: position-weighted sums mod 2^31."""
     positions = np.arange(start, start + len(token_ids), dtype=np.int64)
     return (before + np.cumsum((np.array(token_ids, np.int64) + 1) * (positions * 31 + 7))) % 2**31
+
+
+def risen(below: SubNetwork, above: SubNetwork, depth: int) -> SubNetwork:
+    """The units of a token that left ``below`` after ``depth`` layers and later ran those of ``above`` from there."""
+    groups = below.kv_groups[:depth] + above.kv_groups[depth:]
+    return SubNetwork(groups, below.ffn_channels[:depth] + above.ffn_channels[depth:])
 
 
 def mark(subnet: SubNetwork, layer: int) -> int:
@@ -71,11 +87,16 @@ def reference(prompt: Sequence[int], subnet: SubNetwork, num_tokens: int, eos: C
     """What the fake model generates: up to ``num_tokens``, ended by the first of ``eos``."""
     history, generated = list(prompt), []
     while len(generated) < num_tokens and not (generated and generated[-1] in eos):
-        sums = checksums(0, history, 0)
-        values_KT = np.array([sums * 1000 + mark(subnet, layer) for layer in subnet.kv_layers]).reshape(-1, len(sums))
-        generated.append(token_of(values_KT, subnet, history[-1]))
+        generated.append(next_token(history, [subnet] * len(history), subnet))
         history.append(generated[-1])
     return generated
+
+
+def next_token(history: Sequence[int], units: Sequence[SubNetwork], subnet: SubNetwork) -> int:
+    """What ``subnet`` says after ``history``, of which token i has run ``units[i]``."""
+    sums = checksums(0, history, 0)
+    marks = np.array([[mark(ran, layer) for ran in units] for layer in subnet.kv_layers]).reshape(-1, len(sums))
+    return token_of(sums * 1000 + marks, subnet, history[-1])
 
 
 class FakeRunner:
@@ -102,21 +123,52 @@ class FakeRunner:
         return tokens
 
     def _run_one(self, step: SequenceStep) -> int:
-        end, subnet, table = step.start + len(step.token_ids), step.pages.subnet, step.pages.table
-        slots_KT = (table * self.world.cache.page_tokens)[:, :, None] + np.arange(self.world.cache.page_tokens)
-        slots_KT = slots_KT.reshape(len(table), table.shape[1] * self.world.cache.page_tokens)[:, :end]
-        store = self.world.store
-        before = int(store[slots_KT[0, step.start - 1]]) // 1000 if len(table) and step.start else 0
+        end, subnet, store = step.start + len(step.token_ids), step.subnet, self.world.store
+        slots_of = dict(zip(step.pages.subnet.kv_layers, step.pages.all_slots(0, end), strict=True))
+        states = [self._backfill(step, segment, slots_of) for segment in step.exits.backfill]
+        read = [slots_of[layer] for layer in subnet.kv_layers]
+        before = int(store[read[0][step.start - 1]]) // 1000 if read and step.start else 0
         sums = checksums(before, step.token_ids, step.start)
-        for row, layer in enumerate(subnet.kv_layers):
-            store[slots_KT[row, step.start :]] = sums * 1000 + mark(subnet, layer)
-        return token_of(store[slots_KT].astype(np.int64), subnet, step.token_ids[-1])
+        for layer, slots in slots_of.items():
+            ran = layer in subnet.kv_layers
+            store[slots[step.start :]] = sums * 1000 + mark(subnet, layer) if ran else HOLE
+        states.append([(int(checksum), subnet) for checksum in sums])
+        for segment, hidden in zip(step.exits.kept, states, strict=False):
+            segment.hidden = [hidden]
+        history_KT = store[np.array(read, np.int64).reshape(-1, end)].astype(np.int64)
+        return token_of(history_KT, subnet, step.token_ids[-1])
+
+    def _backfill(
+        self, step: SequenceStep, segment: ExitSegment, slots_of: dict[int, np.ndarray]
+    ) -> list[tuple[int, SubNetwork]]:
+        """Run the layers above over exit states; returns the new ones."""
+        states = [state for piece in segment.hidden for state in piece]
+        self._require(len(states) == segment.num_tokens, step, f"{len(states)} exit states")
+        self._require(segment.end <= step.start, step, "exit states of tokens that are not computed")
+        after = [(checksum, risen(units, step.subnet, segment.depth)) for checksum, units in states]
+        for layer in step.subnet.kv_layers:
+            if layer >= segment.depth:
+                slots = slots_of[layer][segment.start : segment.end]
+                self.world.store[slots] = [checksum * 1000 + mark(units, layer) for checksum, units in after]
+        return after
+
+    def _backfilled_pages(self, step: SequenceStep) -> set[int]:
+        page_tokens, table = self.world.cache.page_tokens, step.pages.table
+        return {
+            int(page)
+            for segment in step.exits.backfill
+            for layer in step.subnet.kv_layers
+            if layer >= segment.depth
+            for page in table[step.pages.row_of(layer), segment.start // page_tokens : -(-segment.end // page_tokens)]
+        }
 
     def _check_writes(self, steps: Sequence[SequenceStep]) -> None:
-        page_tokens = self.world.cache.page_tokens
+        page_tokens, ledger = self.world.cache.page_tokens, self.world.cache._ledger
         written: set[int] = set()
         for step in steps:
             end = step.start + len(step.token_ids)
+            self._require(step.subnet is LADDERS.subnet(step.point.name), step, "another point's sub-network")
+            self._require(set(step.subnet.kv_layers) <= set(step.pages.subnet.kv_layers), step, "layers without pages")
             self._require(bool(step.token_ids), step, "no tokens")
             self._require(step.pages.num_tokens == step.start, step, f"starts at {step.start}")
             blocks = step.pages.table[:, step.start // page_tokens : -(-end // page_tokens)]
@@ -124,8 +176,10 @@ class FakeRunner:
                 blocks.shape[1] == -(-end // page_tokens) - step.start // page_tokens or not len(blocks),
                 step, f"no room for {end} tokens",
             )  # fmt: skip
-            self._require(written.isdisjoint(blocks.ravel().tolist()), step, "shares a page that is written")
-            written.update(blocks.ravel().tolist())
+            pages = {*blocks.ravel().tolist(), *self._backfilled_pages(step)}
+            shared = [page for page in pages if ledger.pool.refs[page] != 1 or page in ledger.index]
+            self._require(not shared and written.isdisjoint(pages), step, "shares a page that is written")
+            written |= pages
         self._require(len({s.request_id for s in steps}) == len(steps), steps[0], "twice in one step")
 
     def _require(self, condition: bool, step: SequenceStep, problem: str) -> None:
@@ -138,10 +192,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.finished: list[tuple[FinishEvent, Request]] = []
+        self.refused: list[tuple[FinishEvent, Request]] = []
         self.steps: list[Any] = []
 
     def request_finished(self, event: FinishEvent, request: Request) -> None:
         self.finished.append((event, request))
+
+    def request_refused(self, event: FinishEvent, request: Request) -> None:
+        self.refused.append((event, request))
 
     def step_finished(self, step: Any) -> None:
         self.steps.append(step)
@@ -201,9 +259,13 @@ class World:
         ignore_eos: bool = False,
         sampling: SamplingParams | None = None,
         sink: Callable[[TokenEvent | FinishEvent], None] | None = None,
+        switching: bool = False,
         **slo: Any,
     ) -> str:
-        """Submit a request that arrives now; times are relative. Returns its id; its events are collected."""
+        """Submit a request that arrives now; times are relative. Returns its id; its events are collected.
+
+        ``switching``: it may change among its points, if they allow that.
+        """
         now = self.engine.now()
         request = Request(
             request_id=request_id or f"r{next(self._ids)}",
@@ -214,6 +276,7 @@ class World:
             max_tokens=max_tokens,
             hard_deadline_s=now + hard_s,
             queue_deadline_s=now + queue_s,
+            may_switch=switching and may_switch(LADDERS, [POINTS[name] for name in points]),
         )
         job = GenerationJob(request, tuple(prompt), sampling or SamplingParams(), stop, ignore_eos)
         collected: list[TokenEvent | FinishEvent] = []
@@ -285,10 +348,19 @@ def make_world():
 
 @pytest.fixture(scope="session")
 def fake() -> SimpleNamespace:
-    """``fake.World``, ``fake.reference(prompt, point_name, n, eos)``, ``fake.ladders``, ``fake.points``."""
+    """``fake.World``, ``fake.reference(prompt, point_name, n, eos)``, ``fake.ladders``, ``fake.points``;
+    ``fake.next_token(history, units, subnet)``: at ``subnet``, if token i has run ``units[i]``; ``fake.risen``."""
     ladders: LadderSet = LADDERS
 
     def expected(prompt: Sequence[int], point: str, num_tokens: int, eos: Collection[int] = ()) -> list[int]:
         return reference(prompt, ladders.subnet(point), num_tokens, eos)
 
-    return SimpleNamespace(World=World, reference=expected, ladders=ladders, points=POINTS, vocab=VOCAB)
+    return SimpleNamespace(
+        World=World,
+        reference=expected,
+        ladders=ladders,
+        points=POINTS,
+        vocab=VOCAB,
+        next_token=next_token,
+        risen=risen,
+    )

@@ -6,9 +6,12 @@ import math
 
 import pytest
 
+from stepwell.schedulers.admission import Admission
 from stepwell.schedulers.base import Policy
+from stepwell.schedulers.max_quality import MaxQuality
 from stepwell.schedulers.plan import Drop, DropReason, Limits, StepPlan
 from stepwell.serving.engine.events import FinishEvent, Outcome
+from stepwell.serving.engine.step import StepError
 from stepwell.serving.errors import RequestError, Status
 
 
@@ -31,6 +34,17 @@ def test_cancelling_takes_effect_at_the_next_step(make_world) -> None:
     assert (ran(world, running), ran(world, "newcomer"), ran(world, waiting)) == (1, 0, 2)
     world.run()
     assert world.end(waiting).outcome is Outcome.MET
+
+
+def test_a_call_that_gives_up_at_its_own_deadline_has_expired(make_world) -> None:
+    world = make_world()
+    late, early = (world.submit(max_tokens=9, hard_s=seconds) for seconds in (0.5, 2.0))
+    world.step()
+    world.now = 1.0
+    for request in (late, early):
+        world.engine.cancel(request)
+    world.run()
+    assert [world.end(r).outcome for r in (late, early)] == [Outcome.EXPIRED, Outcome.CANCELLED]
 
 
 def test_cancelling_the_unknown_or_finished_is_harmless(make_world) -> None:
@@ -135,17 +149,46 @@ def test_what_the_policy_calls_hopeless_is_shed(make_world, retry_after_s, statu
     assert (end.error.code, end.error.retry_after_ms) == (status, retry_after_ms)
 
 
-def test_a_runner_fault_fails_its_step_only_and_tells_the_client_nothing(make_world, fake, caplog) -> None:
-    world = make_world(faults={1}, max_running=2)
-    doomed = [world.submit([n], 5) for n in range(2)]
-    spared = world.submit([9], 3)
+def test_a_runner_fault_that_is_over_costs_nobody_anything(make_world, fake) -> None:
+    world = make_world(faults={1})
+    requests = [world.submit([n], 5) for n in range(3)]
     world.run()
-    for request in doomed:
+    assert [world.tokens(request) for request in requests] == [fake.reference([n], "depth:2", 5) for n in range(3)]
+
+
+@pytest.mark.parametrize("names_culprits", [True, False])
+def test_only_the_requests_that_cause_a_fault_fail_and_the_client_is_told_nothing(
+    make_world, fake, caplog, names_culprits
+) -> None:
+    culprits: set[str] = set()
+
+    def run(steps):
+        if found := culprits.intersection(step.request_id for step in steps):
+            raise StepError("secret", found) if names_culprits else RuntimeError("secret")
+        return compute(steps)
+
+    world = make_world()
+    compute, world.runner.run = world.runner.run, run
+    requests = [world.submit([n], 5) for n in range(7)]
+    world.step()
+    culprits.update((requests[2], requests[5]))
+    world.run()
+    for n, request in enumerate(requests):
         end = world.end(request)
-        assert (end.outcome, end.finish_reason, end.error.code) == (Outcome.FAILED, "error", Status.INTERNAL)
-        assert "secret" not in end.error.message
-    assert world.tokens(spared) == fake.reference([9], "depth:2", 3)
-    assert "injected fault: secret stack trace" in caplog.text
+        if request in culprits:
+            assert (end.outcome, end.finish_reason, end.error.code) == (Outcome.FAILED, "error", Status.INTERNAL)
+            assert "secret" not in end.error.message
+            assert len(world.tokens(request)) == 1
+        else:
+            assert world.tokens(request) == fake.reference([n], "depth:2", 5)
+    assert "secret" in caplog.text
+
+
+def test_a_fault_nobody_is_free_of_fails_all(make_world) -> None:
+    world = make_world(faults=range(100))
+    requests = [world.submit([n], 5) for n in range(4)]
+    world.run()
+    assert [world.end(request).outcome for request in requests] == [Outcome.FAILED] * 4
 
 
 def test_pages_of_a_failed_step_are_not_reused(make_world, fake) -> None:
@@ -239,3 +282,41 @@ def test_every_end_is_told_once_to_client_and_observer(make_world) -> None:
     assert len(world.observer.finished) == len(told) == len(requests)
     for request in requests:
         assert [e for e in world.events[request] if isinstance(e, FinishEvent)] == [told[request]]
+
+
+class _Bouncer(Admission):
+    """Lets in two at a time."""
+
+    def __init__(self, num_here: int) -> None:
+        self.num_here = num_here
+
+    def admit(self, now, request):
+        if self.num_here >= 2:
+            return Drop(request, DropReason.HOPELESS, retry_after_s=0.25)
+        return self.count(request)
+
+    def count(self, request) -> None:
+        self.num_here += 1
+
+
+class _Choosy(MaxQuality):
+    def admission(self, now, waiting, running, cost_model):
+        return _Bouncer(len(waiting) + len(running))
+
+
+def test_a_request_the_policy_refuses_is_told_at_once_and_counted(make_world, fake) -> None:
+    world = make_world(policy=_Choosy(Limits()))
+    kept = [world.submit([n], 4) for n in range(2)]
+    with pytest.raises(RequestError) as refused:
+        world.submit([7], 4, request_id="late")
+    assert (refused.value.code, refused.value.retry_after_ms) == (Status.RESOURCE_EXHAUSTED, 250)
+    ((event, request),) = world.observer.refused
+    assert (event.outcome, event.drop_reason, request.request_id) == (Outcome.SHED, "hopeless", "late")
+    world.step()
+    with pytest.raises(RequestError):
+        world.submit([7], 4)
+    world.run()
+    assert [world.tokens(request) for request in kept] == [fake.reference([n], "depth:2", 4) for n in range(2)]
+    again = world.submit([7], 4, request_id="late")  # its id is free, and so are the places
+    world.run()
+    assert world.end(again).outcome is Outcome.MET

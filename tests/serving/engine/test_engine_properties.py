@@ -133,12 +133,13 @@ def test_expired_work_is_never_computed_and_limits_hold(fake, options, script) -
 def test_the_observer_sees_all_work(fake, options, script) -> None:
     world = fake.World(eos=EOS, **options)
     play(world, script)
-    committed = [steps for number, (_, steps) in enumerate(world.runner.calls) if number not in options["faults"]]
-    assert len(world.observer.steps) == len(committed)
-    for seen, steps in zip(world.observer.steps, committed, strict=True):
-        assert seen.num_sequences == len(steps)
-        assert seen.generated_tokens == sum(step.sampling is not None for step in steps)
-        assert seen.seconds > 0
+    calls = [steps for number, (_, steps) in enumerate(world.runner.calls) if number not in options["faults"]]
+    seen = world.observer.steps
+    assert all(step.seconds > 0 for step in seen)
+    assert sum(step.num_sequences for step in seen) == sum(map(len, calls))
+    assert sum(step.generated_tokens for step in seen) == sum(s.sampling is not None for steps in calls for s in steps)
+    if not options["faults"]:
+        assert [step.num_sequences for step in seen] == [len(steps) for steps in calls]
     reports = [event.report for event, _ in world.observer.finished]
     assert sum(r.generated_tokens for r in reports) == sum(s.generated_tokens for s in world.observer.steps)
     assert all(r.queue_ms + r.compute_ms <= r.total_ms + 1e-6 for r in reports)

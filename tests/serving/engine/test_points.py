@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stepwell.serving.engine.points import UnitParameters, allowed_points, operating_points
+from stepwell.serving.engine.points import UnitParameters, allowed_points, may_switch, operating_points
 from stepwell.serving.errors import RequestError, Status
 
 
@@ -22,7 +22,8 @@ def test_cost_is_parameters_per_token_relative_to_the_full_model(fake) -> None:
 
 
 def test_every_level_of_every_ladder_is_a_point(fake) -> None:
-    assert set(fake.points) == {"depth:0", "depth:1", "depth:2", "width:0", "width:1", "dropped:0", "dropped:1"}
+    num_levels = {"depth": 3, "width": 2, "mixed": 4, "dropped": 2}
+    assert set(fake.points) == {f"{ladder}:{level}" for ladder, num in num_levels.items() for level in range(num)}
     assert all(0 < p.cost <= 1 and fake.ladders.resolve(n) == (fake.ladders.ladders[p.ladder], p.level)
                for n, p in fake.points.items())  # fmt: skip
 
@@ -51,3 +52,19 @@ def test_a_floor_nothing_reaches_is_invalid_and_names_the_best(fake, pin: str | 
     with pytest.raises(RequestError, match=rf"min_quality: .*{best}.*, got 0\.9;") as refused:
         allowed_points(points, fake.ladders, 0.9, pin)
     assert refused.value.code is Status.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("points", "allowed"),
+    [
+        (["depth:0", "depth:1", "depth:2"], True),
+        (["depth:0", "depth:2"], True),
+        (["mixed:0", "mixed:1", "mixed:2", "mixed:3"], True),
+        (["depth:1"], False),
+        (["dropped:0", "dropped:1"], False),
+        (["depth:2", "width:1"], False),
+        ([], False),
+    ],
+)
+def test_a_generation_may_switch_among_levels_that_the_ladder_joins(fake, points: list[str], allowed: bool) -> None:
+    assert may_switch(fake.ladders, [fake.points[name] for name in points]) is allowed

@@ -84,9 +84,15 @@ def test_prediction_is_the_sum_over_its_steps(make_world) -> None:
         def predict_s(self, slices) -> float:
             return 0.0005 * sum(s.num_tokens for s in slices)
 
+        def expect(self, slices):
+            predicted_s = self.predict_s(slices)
+            return lambda seconds: observed.append((predicted_s, seconds))
+
+    observed: list[tuple[float, float]] = []
     world = make_world(cost_model=HalfAMillisecondPerToken())
     assert report_of(world, world.submit([1, 2, 3], 3)).predicted_ms == pytest.approx(0.5 * (3 + 1 + 1))
     assert [step.predicted_s for step in world.observer.steps] == [0.0015, 0.0005, 0.0005]
+    assert observed == [(step.predicted_s, step.seconds) for step in world.observer.steps]
 
 
 def test_gaps_between_tokens_are_observed_by_class(make_world) -> None:

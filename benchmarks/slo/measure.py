@@ -1,0 +1,131 @@
+"""Attainment and quality against load on the real server: every policy, every load, one trace after the other.
+
+    python benchmarks/slo/measure.py --code AzureLLMInferenceTrace_2023_code.csv \\
+                                     --conv AzureLLMInferenceTrace_2023_conv.csv
+
+For each trace, each load and each policy in turn a fresh server (``stepwell serve``, a process of its own) gets the
+same requests, open loop over gRPC, and is stopped. Load 1 is what the model serves at full quality, as the simulator
+computes it from the model's measured cost profile. The same requests are also replayed in virtual time. Writes
+``benchmarks/results/slo_TRACE.json``; ``report.py`` beside this makes the tables, the pictures and the verdicts of it.
+
+Takes (policies x loads x traces x (--seconds + 6 s)): 40 minutes as it is. Leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepwell.schedulers.plan import Limits
+from stepwell.serving.config import ModelConfig, ServerConfig
+from stepwell.serving.replay.child import ChildServer
+from stepwell.serving.replay.load import Target, send_load
+from stepwell.serving.replay.load_report import report
+from stepwell.serving.replay.sim_model import open_sim_model
+from stepwell.serving.replay.simulate import FULL_QUALITY, Setup, capacity, simulate
+from stepwell.serving.replay.trace import read_trace
+from stepwell.serving.replay.workload import Arrival, Workload
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import RESULTS, hardware
+
+MODEL = "nested-lm"
+POLICIES = ("fixed:default:7", "max_quality", "max_throughput", "slack_fit", "clockwork", "staircase", "fixed:min")
+LOADS = (0.3, 0.6, 1.0, 1.5, 2.0, 3.0)
+SHARES = {"tight": 1.0, "normal": 1.0, "relaxed": 1.0}
+SIM_NOISE = 0.1
+FITTING = 0.99
+"""Share of the requests whose lengths fit the model's context without clipping."""
+FIRST_S = 600.0
+"""Where in a trace its window starts."""
+
+
+def main() -> None:
+    """See the module."""
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    classes = ServerConfig().slo_classes
+    for name, path in (("code", args.code), ("conv", args.conv)):
+        if path is None:
+            continue
+        model, source = open_sim_model(ModelConfig(MODEL), args.threads)
+        setup = Setup(model, FULL_QUALITY, classes, Limits(), noise=SIM_NOISE)
+        trace = read_trace(path).window(FIRST_S).fitted(model.context_length, FITTING).with_classes(SHARES)
+        unit = capacity(trace.window(num_requests=600), setup)
+        print(f"{name}: load 1 = {unit:.3g} requests/s, costs from {source}", file=sys.stderr)
+        document: dict[str, Any] = {
+            "trace": name, "hardware": hardware(), "seconds": args.seconds, "capacity": unit,
+            "notes": list(trace.notes),
+            "classes": {c: {k: v for k, v in vars(classes[c]).items() if v} for c in SHARES}, "runs": [],
+        }  # fmt: skip
+        for load in args.loads:
+            workload = trace.window(num_requests=max(20, round(load * unit * args.seconds))).at_rate(load * unit)
+            # In an order of its own at each load, so that a drift of the machine favours nobody.
+            for policy in random.Random(load).sample(args.policies, len(args.policies)):
+                run = {"policy": policy, "load": load, "requests": len(workload)}
+                run |= _real(workload, policy, args.threads)
+                run["simulated"] = simulate(workload, replace(setup, policy=policy)).summary.to_dict()
+                document["runs"].append(run)
+                print(
+                    f"{name} {load:g} {policy}: {_line(run['summary'])} | simulated {_line(run['simulated'])}",
+                    file=sys.stderr,
+                )
+                (RESULTS / f"slo_{name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def _real(workload: Workload, policy: str, threads: int) -> dict[str, Any]:
+    """A fresh server, a few requests to warm it up, the workload."""
+    with ChildServer({"models": [{"source": MODEL, "policy": policy}], "threads": threads}) as child:
+        target = Target(child.address, MODEL, ServerConfig().slo_classes, vocab_size=2048)
+        warm = Workload.of("warm-up", [Arrival(0.15 * i, 40, 4, "relaxed", prefix=(2**40 + i,)) for i in range(12)])
+        send_load(warm, replace(target, slo_as="none"))
+        time.sleep(0.3)
+        found = report(send_load(workload, target))
+    kept = ("summary", "latency", "refusals", "failures", "verdicts", "generator")
+    return {key: found[key] for key in kept}
+
+
+def _line(summary: Mapping[str, Any]) -> str:
+    quality = summary["mean_quality"] or 0.0
+    worst = summary["worst_lateness_ratio"] or 0.0
+    return (
+        f"attained {summary['attainment']:.1%}, quality {quality:.3f}, goodput {summary['goodput']:.2f}/s, "
+        f"{summary['refusals']} refused, worst {worst:.2f}"
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--code", type=Path, metavar="F", help="the Azure trace of code completions")
+    parser.add_argument("--conv", type=Path, metavar="F", help="the Azure trace of conversations")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of load for each run (default 20)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of one model operation (default 1: clients share the machine)"
+    )
+    parser.add_argument("--policies", type=_words, default=list(POLICIES), help="default: all")
+    parser.add_argument("--loads", type=_numbers, default=list(LOADS), help="default 0.3,0.6,1,1.5,2,3")
+    args = parser.parse_args()
+    if args.code is None and args.conv is None:
+        parser.error("give --code, --conv or both: the traces of github.com/Azure/AzurePublicDataset")
+    return args
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> Sequence[float]:
+    return [float(word) for word in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

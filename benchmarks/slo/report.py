@@ -1,0 +1,153 @@
+"""Tables, pictures and verdicts of what ``measure.py`` found: ``python benchmarks/slo/report.py``.
+
+Reads ``benchmarks/results/slo_TRACE.json``; writes ``slo_TRACE.md`` and ``slo_TRACE.png`` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from stepwell.serving.replay.plots import save_plot
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import RESULTS
+
+OURS, FULL, BOUND, RIVAL = "staircase", "max_quality", "fixed:min", "slack_fit"
+HEADER = (
+    "load", "policy", "attained", "mean quality", "goodput/s", "refused", "p50 s", "p99 s", "worst late",
+    "refusal p99 ms", "simulated: attained", "quality",
+)  # fmt: skip
+LEGEND = (
+    "*Attained*: met, of all sent, by the client's clock from when each was due to be sent. *Quality*: of what was "
+    "served, every token at its own level. *Worst late*: latency over latency asked. *fixed:min*: everyone at the "
+    "smallest level, the bound of what any policy can attain."
+)
+Runs = Mapping[tuple[str, float], Mapping[str, Any]]
+
+
+def main() -> None:
+    """See the module."""
+    for path in sorted(RESULTS.glob("slo_*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        runs = {(run["policy"], run["load"]): run for run in document["runs"]}
+        text = "\n".join([*_head(document), *_table(document, runs), "", *_verdicts(document, runs), ""])
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        lines = {
+            policy: [(load, SimpleNamespace(**runs[policy, load]["summary"])) for load in _loads(document)]
+            for policy in _policies(document)
+        }
+        machine = document["hardware"].split(";")[0]
+        title = f"Azure {document['trace']} on {machine}; load 1 = {document['capacity']:.3g} requests/s"
+        save_plot(path.with_suffix(".png"), title, lines)  # type: ignore[arg-type]
+        print(text)
+
+
+def _loads(document: Mapping[str, Any]) -> list[float]:
+    return sorted({run["load"] for run in document["runs"]})
+
+
+def _policies(document: Mapping[str, Any]) -> list[str]:
+    names = {run["policy"] for run in document["runs"]}
+    return sorted(names, key=lambda name: (name != OURS, name))
+
+
+def _head(document: Mapping[str, Any]) -> list[str]:
+    classes = "; ".join(
+        f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in wishes.items())
+        for name, wishes in document["classes"].items()
+    )
+    return [
+        f"## SLO attainment and quality against load: Azure {document['trace']}, nested-lm, the real server", "",
+        document["hardware"], "",
+        f"Load 1 = {document['capacity']:.3g} requests/s; {document['seconds']:g} s a run.",
+        "; ".join(document["notes"]) + ".",
+        f"Classes: {classes}.", "",
+    ]  # fmt: skip
+
+
+def _table(document: Mapping[str, Any], runs: Runs) -> list[str]:
+    lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
+    for load in _loads(document):
+        for policy in _policies(document):
+            run = runs[policy, load]
+            s, sim = run["summary"], run["simulated"]
+            cells = [
+                f"{load:g}", policy, f"{s['attainment']:.1%}", _figure(s["mean_quality"], 3), f"{s['goodput']:.2f}",
+                f"{s['refusals']}", _figure(s["latency_p50_s"], 3), _figure(s["latency_p99_s"], 3),
+                _figure(s["worst_lateness_ratio"], 2), _figure(run["refusals"]["shed"]["answer_s"]["p99"], 1, 1e3),
+                f"{sim['attainment']:.1%}", _figure(sim["mean_quality"], 3),
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", LEGEND]
+
+
+def _verdicts(document: Mapping[str, Any], runs: Runs) -> list[str]:
+    loads, others = _loads(document), [p for p in _policies(document) if p not in (OURS, BOUND)]
+
+    def of(policy: str, load: float, key: str) -> float:
+        return float(runs[policy, load]["summary"][key] or 0.0)
+
+    lines = ["| aim | holds | figures |", "|---|---|---|"]
+
+    def say(aim: str, holds: list[bool], figures: list[str]) -> None:
+        verdict = "nothing to judge" if not holds else "yes" if all(holds) else f"{sum(holds)} of {len(holds)}"
+        lines.append(f"| {aim} | {verdict} | {'; '.join(figures)} |")
+
+    def beats(policy: str, load: float) -> bool:
+        """At least as good in both, and by more than half a point in one."""
+        gains = [of(policy, load, key) - of(OURS, load, key) for key in ("attainment", "mean_quality")]
+        return min(gains) >= 0 and max(gains) > 0.005
+
+    beaten = {load: [policy for policy in others if beats(policy, load)] for load in loads}
+    say(
+        "no other policy is as good in both attainment and quality and better in one",
+        [not names for names in beaten.values()],
+        [f"{load:g}: {', '.join(names) or 'none'}" for load, names in beaten.items()],
+    )
+    lost = [load for load in loads if of(FULL, load, "attainment") < 0.5]
+    shares = [of(OURS, load, "attainment") / max(of(BOUND, load, "attainment"), 1e-9) for load in lost]
+    say("where max_quality attains < 50 %: >= 99 % of the bound", [s >= 0.99 for s in shares],
+        [f"{load:g}: {share:.1%}" for load, share in zip(lost, shares, strict=True)])  # fmt: skip
+    middle = [load for load in loads if 1 <= load <= 2]
+    gains = [of(OURS, load, "mean_quality") - of(RIVAL, load, "mean_quality") for load in middle]
+    more = [of(OURS, load, "attainment") - of(RIVAL, load, "attainment") for load in middle]
+    say("loads 1 to 2: quality >= slack_fit + 3 points, attainment no lower",
+        [g >= 0.03 and m >= 0 for g, m in zip(gains, more, strict=True)],
+        [f"{load:g}: quality {g * 100:+.1f}, attainment {m * 100:+.1f} points"
+         for load, g, m in zip(middle, gains, more, strict=True)])  # fmt: skip
+    low = loads[0]
+    say(
+        "lowest load: quality >= 0.99",
+        [of(OURS, low, "mean_quality") >= 0.99],
+        [f"{of(OURS, low, 'mean_quality'):.3f}"],
+    )
+    peak = max(of(OURS, load, "goodput") for load in loads)
+    last = of(OURS, loads[-1], "goodput")
+    say("highest load: goodput >= 0.9 of the peak", [last >= 0.9 * peak], [f"{last / peak:.2f}"])
+    told = {load: runs[OURS, load]["refusals"]["shed"]["answer_s"]["p99"] for load in loads}
+    known = {load: seconds for load, seconds in told.items() if seconds is not None}
+    say("refusals within 5 ms of arrival (p99)", [s <= 0.005 for s in known.values()],
+        [f"{load:g}: {s * 1e3:.1f} ms" for load, s in known.items()])  # fmt: skip
+    worst = {load: of(OURS, load, "worst_lateness_ratio") for load in loads}
+    say("nothing served misses by more than 10 %", [w <= 1.1 for w in worst.values()],
+        [f"{load:g}: {w:.2f}" for load, w in worst.items()])  # fmt: skip
+    apart = [(abs(run["summary"]["attainment"] - run["simulated"]["attainment"]),
+              abs((run["summary"]["mean_quality"] or 0) - (run["simulated"]["mean_quality"] or 0)))
+             for run in document["runs"]]  # fmt: skip
+    near = [a <= 0.05 and q <= 0.03 for a, q in apart]
+    say("simulated within 5 points of attainment and 0.03 of quality", near,
+        [f"largest {max(a for a, _ in apart) * 100:.1f} points, {max(q for _, q in apart):.3f}"])  # fmt: skip
+    return lines
+
+
+def _figure(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{value * factor:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The running ratio of actual to predicted durations of steps, with its spread.
+
+Kept for each kind of step: a window of recent ratios, from which median and 90th percentile are read. A machine that
+suddenly slows down (a neighbour, a lower clock) makes nearly all ratios of a short run fall outside what the window
+knows; then the older ratios are scaled to the new centre and all but the newest of them dropped. So the centre moves at
+once, and the spread, which takes many samples to learn, is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+
+WINDOW = 128
+"""Ratios remembered."""
+RECENT = 8
+"""Ratios that decide whether the machine has changed ..."""
+OUTSIDE = 7
+"""... which it has if so many of them lie beyond the same decile of those before: once in a million steps by chance."""
+KEPT = 24
+"""Ratios kept from before a change."""
+PRIOR_SPREAD = 0.15
+"""Standard deviation of log ratios assumed before any are known."""
+_NORMAL_QUANTILES = (-1.53, -1.04, -0.73, -0.49, -0.27, -0.09, 0.09, 0.27, 0.49, 0.73, 1.04, 1.53)
+"""Of a standard normal variable, at 1/16 and then 1/12 apart."""
+
+
+class OnlineCorrection:
+    """Multipliers of measured seconds, learned while serving; kept apart by kind of step.
+
+    ``observe`` is for one thread; everything else may be read from any.
+    """
+
+    def __init__(self) -> None:
+        self._tracks: dict[str, _Track] = {}
+        self._unknown = _Track()
+
+    def median(self, kind: str) -> float:
+        """Median of actual over raw seconds of recent steps; 1 before any."""
+        return self._tracks.get(kind, self._unknown).median
+
+    def upper(self, kind: str) -> float:
+        """90th percentile of the same; before any, what a usual spread makes of 1."""
+        return self._tracks.get(kind, self._unknown).upper
+
+    def error(self, kind: str) -> float:
+        """Median of |actual / predicted - 1| of recent steps, each predicted with the median as it was before the step;
+        NaN before any."""
+        return self._tracks.get(kind, self._unknown).error
+
+    def coverage(self, kind: str) -> float:
+        """Share of recent steps that took no longer than the 90th percentile as it was before them; NaN before any."""
+        return self._tracks.get(kind, self._unknown).coverage
+
+    def observe(self, kind: str, raw_s: float, actual_s: float) -> None:
+        """A step predicted (uncorrected) to take ``raw_s`` took ``actual_s``; if either is 0, nothing is learned."""
+        if raw_s > 0.0 and 0.0 < actual_s < math.inf:
+            self._tracks.setdefault(kind, _Track()).add(actual_s / raw_s)
+
+
+class _Track:
+    """The ratios of one kind. What is read from other threads is a plain number, replaced as a whole."""
+
+    def __init__(self) -> None:
+        self._ratios = deque(math.exp(PRIOR_SPREAD * z) for z in _NORMAL_QUANTILES)
+        """Oldest first; the assumed ones count as the oldest."""
+        self._ranked = sorted(self._ratios)
+        self._num_seen = 0
+        self._scores: deque[tuple[bool, float]] = deque(maxlen=WINDOW)
+        """(covered, error) of each step, by what was known before it."""
+        self._errors: list[float] = []
+        """Ascending."""
+        self.median, self.upper = 1.0, quantile(self._ranked, 0.9)
+        self.error = self.coverage = math.nan
+
+    def add(self, ratio: float) -> None:
+        self._score(ratio)
+        self._num_seen += 1
+        self._ratios.append(ratio)
+        insort(self._ranked, ratio)
+        if len(self._ratios) > WINDOW:
+            _remove(self._ranked, self._ratios.popleft())
+        if self._num_seen <= RECENT or self._has_changed():
+            self._recentre()
+        self.median, self.upper = quantile(self._ranked, 0.5), quantile(self._ranked, 0.9)
+
+    def _score(self, ratio: float) -> None:
+        if len(self._scores) == WINDOW:
+            _remove(self._errors, self._scores[0][1])
+        error = abs(ratio / self.median - 1.0)
+        self._scores.append((ratio <= self.upper, error))
+        insort(self._errors, error)
+        self.coverage = sum(covered for covered, _ in self._scores) / len(self._scores)
+        self.error = self._errors[len(self._errors) // 2]
+
+    def _split(self) -> tuple[list[float], list[float]]:
+        """The ratios before the recent ones, and those, each in order of age."""
+        ratios = list(self._ratios)
+        at = len(ratios) - min(RECENT, self._num_seen)
+        return ratios[:at], ratios[at:]
+
+    def _has_changed(self) -> bool:
+        newest = islice(reversed(self._ratios), RECENT)
+        above = sum(ratio > self.median for ratio in newest)
+        if RECENT - OUTSIDE < above < OUTSIDE:
+            return False  # so most steps need no sorting
+        older, recent = self._split()
+        older.sort()
+        low, high = quantile(older, 0.1), quantile(older, 0.9)
+        return sum(r > high for r in recent) >= OUTSIDE or sum(r < low for r in recent) >= OUTSIDE
+
+    def _recentre(self) -> None:
+        older, recent = self._split()
+        older = older[-KEPT:]
+        factor = quantile(sorted(recent), 0.5) / quantile(sorted(older), 0.5)
+        self._ratios = deque([*(ratio * factor for ratio in older), *recent])
+        self._ranked = sorted(self._ratios)
+
+
+def quantile(ranked: Sequence[float], share: float) -> float:
+    """The value that the next one of the same kind stays below with probability ``share``; ``ranked`` is ascending.
+
+    Interpolated at rank ``share * (n + 1)``, which makes that exact for independent values (Weibull); never beyond
+    the largest or smallest.
+    """
+    rank = min(max(share * (len(ranked) + 1) - 1.0, 0.0), len(ranked) - 1.0)
+    low = int(rank)
+    high = min(low + 1, len(ranked) - 1)
+    return ranked[low] + (rank - low) * (ranked[high] - ranked[low])
+
+
+def _remove(ranked: list[float], value: float) -> None:
+    del ranked[bisect_left(ranked, value)]

@@ -1,0 +1,247 @@
+"""What a step costs, predicted from who runs how many tokens at which level.
+
+A ladder's levels are a staircase: level k adds units to level k - 1. With ``rows[k]`` = tokens of the step whose level
+is at least k, the units joining at level k run on exactly ``rows[k]`` tokens, so the step costs
+
+    overhead + sum over k of curve_k(rows[k]) + attention of each sequence + head(sequences that sample)
+
+with each curve measured on the machine (roofline shape: flat while reading weights dominates, then linear). The tables
+hold a value for every number of tokens, so that a planner reads marginal costs with two look-ups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+from stepwell.schedulers.correction import OnlineCorrection
+from stepwell.schedulers.plan import Slice
+from stepwell.schedulers.request import OperatingPoint
+
+Kind: TypeAlias = Literal["decode", "mixed"]
+"""Steps are corrected apart: those in which every sequence advances by its newest token, and all others."""
+
+Curve = tuple[float, ...]
+"""Seconds for n = 0, 1, 2, ... tokens; ``curve[0] == 0``. See :func:`at` beyond its end."""
+
+
+def at(curve: Curve, num_tokens: int) -> float:
+    """The curve's value, extrapolated by its last slope beyond its end."""
+    last = len(curve) - 1
+    if num_tokens <= last:
+        return curve[num_tokens]
+    return curve[last] + (num_tokens - last) * (curve[last] - curve[last // 2]) / (last - last // 2)
+
+
+@dataclass(frozen=True)
+class LadderCosts:
+    """Costs of one ladder, in seconds, as measured (without online correction). One entry a level, smallest first."""
+
+    points: tuple[str, ...]
+    """Names of the operating points."""
+    split: tuple[Curve, ...]
+    """The units that join at a level, run by so many tokens on their own."""
+    wide: tuple[Curve | None, ...]
+    """The same units run along with the level below (one wider product), by all tokens of the level below; None where
+    they cannot. The cost of level k is ``min(split[k][rows[k]], wide[k][rows[k - 1]])``, and 0 if ``rows[k] == 0``."""
+    sequence_s: Curve
+    """Per sequence at the level, whatever it runs: its share of attention calls."""
+    key_s: Curve
+    """Per key that a decoding token at the level reads, over all layers of the level."""
+    pair_s: Curve
+    """Per (query, key) pair of a prefill chunk at the level, over all its layers. See :func:`chunk_pairs`."""
+    call_s: Curve = ()
+    """Per sequence at the level whose attention is a call of its own in each layer: prefill chunks, and decoding over
+    ``shared_context`` keys or more. Empty = 0."""
+    shared_s: Curve = ()
+    """Of the padded call that the other decoding sequences share in each layer, once for all of them. Empty = 0."""
+
+
+def chunk_pairs(start: int, num_tokens: int) -> int:
+    """Query-key pairs of a prefill chunk at position ``start``: attention computes the whole rectangle, masked."""
+    return num_tokens * (start + num_tokens)
+
+
+def step_kind(slices: Sequence[Slice]) -> Kind:
+    """``decode`` if every slice is the newest token of a request that has generated before."""
+    for s in slices:
+        if s.num_tokens != 1 or s.request.generated_tokens == 0:
+            return "mixed"
+    return "decode"
+
+
+class StepCostModel:
+    """Predicts steps. Pure given its tables and its correction; ``observe`` teaches the correction.
+
+    Args:
+        overhead_s: of a step, whatever it runs.
+        output_s: head and sampling, by the number of sequences that sample.
+        ladders: costs of each ladder by name. Sequences on different ladders are predicted as staircases of their own.
+        correction: the running ratio of actual to predicted durations.
+        shared_context: decoding sequences of fewer keys share one attention call, padded to the longest of them: each
+            costs as many keys as that one. 0 = none do.
+        mixing_s: per operating point that occurs in the step, beyond the first.
+    """
+
+    def __init__(
+        self,
+        overhead_s: float,
+        output_s: Curve,
+        ladders: Mapping[str, LadderCosts],
+        correction: OnlineCorrection,
+        shared_context: int = 0,
+        mixing_s: float = 0.0,
+    ) -> None:
+        self.overhead_s, self.output_s, self.ladders, self.correction = overhead_s, output_s, ladders, correction
+        self.shared_context, self.mixing_s = shared_context, mixing_s
+
+    @classmethod
+    def linear(
+        cls, points: Sequence[OperatingPoint], full_row_s: float, overhead_s: float, max_rows: int = 512
+    ) -> StepCostModel:
+        """A model by rule of thumb: a token costs ``full_row_s`` times its point's ``cost``, whatever else runs.
+
+        The safe default where nothing was measured: without the discount that many tokens at once get, it errs on the
+        slow side, and the online correction scales it to the machine. Attention is taken as part of the token.
+
+        Args:
+            points: all operating points; levels of a ladder in any order, none left out.
+            full_row_s: seconds of a token at the full model.
+            overhead_s: seconds of a step, whatever it runs.
+            max_rows: length of the tables.
+        """
+        ladders = {}
+        for name in {point.ladder: None for point in points}:
+            levels = sorted((p for p in points if p.ladder == name), key=lambda p: p.level)
+            costs = [0.0, *(point.cost * full_row_s for point in levels)]
+            zeros = (0.0,) * len(levels)
+            ladders[name] = LadderCosts(
+                points=tuple(point.name for point in levels),
+                split=tuple(
+                    tuple(n * (after - before) for n in range(max_rows + 1)) for before, after in pairwise(costs)
+                ),
+                wide=(None,) * len(levels),
+                sequence_s=zeros,
+                key_s=zeros,
+                pair_s=zeros,
+            )
+        return cls(overhead_s, (0.0, 0.0), ladders, OnlineCorrection())
+
+    def predict_s(self, slices: Sequence[Slice]) -> float:
+        """Median of the duration of a step that runs ``slices``, corrected by what was observed lately."""
+        return self.raw_s(slices) * self.correction.median(step_kind(slices))
+
+    def promise_s(self, slices: Sequence[Slice]) -> float:
+        """The 90th percentile of the same: what promises are made from."""
+        return self.raw_s(slices) * self.correction.upper(step_kind(slices))
+
+    def raw_s(self, slices: Sequence[Slice]) -> float:
+        """As measured by the profiler, without correction."""
+        tallies: dict[str, _Tally] = {}
+        name, tally = "", None
+        num_outputs = 0
+        for slice_ in slices:
+            point, request, num_tokens = slice_.point, slice_.request, slice_.num_tokens
+            if point.ladder != name or tally is None:
+                name = point.ladder
+                tally = tallies.get(name)
+                if tally is None:
+                    tally = tallies[name] = _Tally(self.ladders[name])
+            level, start = point.level, request.computed_tokens
+            if start + num_tokens >= request.known_tokens:
+                num_outputs += 1
+            if request.exit_tokens:
+                tally.add_backfill(slice_)
+            tally.rows[level] += num_tokens
+            if num_tokens == 1 and start + 1 < self.shared_context:
+                tally.shared[level] += 1
+                if start >= tally.longest[level]:
+                    tally.longest[level] = start + 1
+            else:
+                tally.add_call(level, start, num_tokens)
+        seconds = self.overhead_s + at(self.output_s, num_outputs)
+        num_points = 0
+        for tally in tallies.values():
+            num_points += len(tally.rows) - tally.rows.count(0)
+            seconds += tally.seconds()
+        return seconds + self.mixing_s * max(num_points - 1, 0)
+
+    def expect(self, slices: Sequence[Slice]) -> Callable[[float], None]:
+        """What to call with the seconds that a step of ``slices`` took, later: it teaches the correction."""
+        return partial(self.correction.observe, step_kind(slices), self.raw_s(slices))
+
+
+class _Tally:
+    """What the sequences of one ladder run in one step, by level."""
+
+    def __init__(self, costs: LadderCosts) -> None:
+        num_levels = len(costs.split)
+        self.costs = costs
+        self.rows = [0] * num_levels
+        """Tokens that leave at the level."""
+        self.backfill = [0] * num_levels
+        """Kept tokens that run the units joining at the level besides."""
+        self.shared = [0] * num_levels
+        """Sequences in the shared call."""
+        self.longest = [0] * num_levels
+        """Keys of the longest of them."""
+        self.alone_s = 0.0
+        """Attention calls of single sequences."""
+
+    def add_call(self, level: int, start: int, num_tokens: int) -> None:
+        """A sequence whose attention is a call of its own."""
+        costs = self.costs
+        if num_tokens == 1:
+            self.alone_s += (start + 1) * costs.key_s[level]
+        else:
+            self.alone_s += chunk_pairs(start, num_tokens) * costs.pair_s[level]
+        self.alone_s += costs.sequence_s[level]
+        if costs.call_s:
+            self.alone_s += costs.call_s[level]
+
+    def add_backfill(self, slice_: Slice) -> None:
+        """Tokens that left the network at shallower levels run through the units up to this one."""
+        point, costs = slice_.point, self.costs
+        context = slice_.request.computed_tokens + slice_.num_tokens
+        for left_at, num_tokens in slice_.request.exit_tokens.items():
+            low, high = left_at.level, point.level
+            if left_at.ladder == point.ladder and low < high:
+                for level in range(low + 1, high + 1):
+                    self.backfill[level] += num_tokens
+                self.alone_s += num_tokens * context * (costs.pair_s[high] - costs.pair_s[low])
+
+    def seconds(self) -> float:
+        """Of all of it, without what a step costs once."""
+        costs, rows, shared, longest = self.costs, self.rows, self.shared, self.longest
+        total = self.alone_s
+        num_rows = num_shared = max_keys = 0
+        key_s, sequence_s = costs.key_s, costs.sequence_s
+        has_shared = False
+        for level in range(len(rows) - 1, -1, -1):
+            num_rows += rows[level]
+            rows[level] = num_rows
+            if shared[level]:
+                if not has_shared and costs.shared_s:
+                    total += costs.shared_s[level]
+                has_shared = True
+                num_shared += shared[level]
+                total += shared[level] * sequence_s[level]
+                if longest[level] > max_keys:
+                    max_keys = longest[level]
+            if has_shared:
+                below_s = key_s[level - 1] if level else 0.0
+                total += num_shared * max_keys * (key_s[level] - below_s)
+        below = 0
+        for level, split in enumerate(costs.split):
+            here = rows[level] + self.backfill[level]
+            if here:
+                cost = at(split, here)
+                wide = costs.wide[level]
+                if wide is not None:
+                    cost = min(cost, at(wide, max(below, here)))
+                total += cost
+            below = here
+        return total

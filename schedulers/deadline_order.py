@@ -1,0 +1,79 @@
+"""Continuous batching in order of due times: what all policies share that choose the operating points beforehand.
+
+Earliest deadline first (Liu and Layland, 1973) over continuous batching (Orca, OSDI '22) with chunked prefill
+(Sarathi-Serve, 2403.02310): sequences that decode advance in every step, what is left of the step's tokens goes to
+prompts. A waiting request never takes pages from a running one; it starts when its whole prompt fits.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
+
+from stepwell.schedulers.base import Policy
+from stepwell.schedulers.expiry import drop_expired
+from stepwell.schedulers.plan import Capacity, CostModel, Slice, StepPlan
+from stepwell.schedulers.request import OperatingPoint, Phase, Request
+from stepwell.schedulers.room import Room
+
+by_urgency = attrgetter("urgency_s")
+"""Sort key of running requests, and of all that may have generated tokens."""
+
+
+def in_line(waiting: Iterable[Request]) -> list[Request]:
+    """Most urgent first; among equals, in order of arrival."""
+    return sorted(waiting, key=attrgetter("rank_s"))
+
+
+class DeadlineOrder(Policy):
+    """See the module. A subclass says where each request runs."""
+
+    @abstractmethod
+    def point_of(self, request: Request) -> OperatingPoint:
+        """One of the points that ``request`` allows; the one it has, if it has one and may not switch."""
+
+    def plan(
+        self,
+        now: float,
+        waiting: Sequence[Request],
+        running: Sequence[Request],
+        capacity: Capacity,
+        cost_model: CostModel | None,
+    ) -> StepPlan:
+        drops, waiting, running = drop_expired(now, waiting, running)
+        slices = self.batch(waiting, running, Room(capacity, running, self.limits))
+        return StepPlan(slices, drops, cost_model.predict_s(slices) if cost_model else None)
+
+    def batch(self, waiting: Sequence[Request], running: Sequence[Request], room: Room) -> list[Slice]:
+        """What runs: decodes first, then prompts while tokens and pages last."""
+        decoding = [r for r in running if r.pending_tokens == 1]
+        prompts = [r for r in running if r.pending_tokens > 1]
+        decoding.sort(key=by_urgency)
+        prompts.sort(key=by_urgency)
+        tokens = self.limits.max_step_tokens
+        slices = [Slice(r, 1, self.point_of(r)) for r in decoding[:tokens]]
+        tokens -= len(slices)
+        for request in merged(prompts, in_line(waiting), room):
+            if tokens == 0:
+                break
+            point, num_tokens = self.point_of(request), min(request.pending_tokens, tokens)
+            if request.phase is Phase.RUNNING or room.admit(request, point):
+                tokens -= num_tokens
+                slices.append(Slice(request, num_tokens, point))
+        slices.sort(key=lambda slice_: slice_.request.urgency_s)
+        return slices
+
+
+def merged(prompts: Iterable[Request], waiting: Iterable[Request], room: Room) -> Iterator[Request]:
+    """Both in order of urgency; nobody else is taken from ``waiting`` once the room has no seat."""
+    queue = iter(waiting)
+    newcomer = next(queue, None) if room.seats else None
+    for request in prompts:
+        while newcomer is not None and newcomer.rank_s < request.urgency_s:
+            yield newcomer
+            newcomer = next(queue, None) if room.seats else None
+        yield request
+    while newcomer is not None:
+        yield newcomer
+        newcomer = next(queue, None) if room.seats else None

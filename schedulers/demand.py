@@ -1,0 +1,63 @@
+"""How much work is due by when: what the engine must not fall behind.
+
+The demand bound of real-time scheduling (Baruah, Rosier and Howell, RTSS 1990): deadlines can be met on one processor
+if, for every time t, the work due by t fits into the time until t. Here work has a level, so the bound says which
+levels are affordable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from stepwell.schedulers.request import Request
+from stepwell.schedulers.work import OFFSET, PROMPT_DUE_S, RATE, TOKENS, Array, Row, Work, row, table
+
+
+def standing(request: Request) -> tuple[float, Row]:
+    """Of a request that has begun: when its next token is due, and what is left to do."""
+    generated, tpot_s, deadline_s = request.generated_tokens, request.slo.tpot_s, request.deadline_s
+    due_s = request.first_due_s
+    if generated:
+        due_s = (due_s if due_s < math.inf else request.first_token_s) + generated * tpot_s
+    known = request.known_tokens
+    pending, left = known - request.computed_tokens, request.max_tokens - generated
+    if generated and pending == 1:
+        rest = row(0, math.inf, left, due_s, tpot_s, deadline_s, known)
+        return (due_s if due_s < deadline_s else deadline_s), rest
+    due_s = min(due_s, deadline_s)
+    return due_s, row(pending, due_s, left - 1, due_s + tpot_s, tpot_s, deadline_s, known)
+
+
+def work_of(begun: Sequence[Row], waiting: Iterable[Request]) -> Work:
+    """Rows of requests that have begun, then those of ``waiting``: all of their work."""
+    return table(begun, [request.whole_work for request in waiting])
+
+
+class Demand:
+    """What of ``work`` is due by each of ``times``, ascending."""
+
+    def __init__(self, work: Work, times: Array) -> None:
+        columns, at = work.T, times[:, None]
+        due = columns[RATE] * at
+        due += columns[OFFSET]
+        np.minimum(due, columns[TOKENS], out=due)
+        np.maximum(due, 0.0, out=due)
+        self._tokens = due
+        """[times, requests]: generated tokens."""
+        self._prompts = columns[PROMPT_DUE_S] <= at
+        """[times, requests]: whether the prompt is due."""
+
+    def num_steps(self) -> Array:
+        """[times]: steps it takes at least to generate so many tokens one after the other."""
+        steps: Array = self._tokens.max(1, initial=0.0)
+        return steps
+
+    def seconds(self, token_s: Array, prompt_s: Array) -> Array:
+        """[times, levels] engine time, fixed parts of decoding steps apart; the arguments: [levels, requests] of a
+        token, of a prompt."""
+        seconds: Array = self._tokens @ token_s.T
+        seconds += self._prompts @ prompt_s.T
+        return seconds

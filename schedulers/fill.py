@@ -1,0 +1,264 @@
+"""Who runs in a step, how much of it, and how long that takes: the step is filled in order of due times.
+
+First whoever must advance now, so that no token comes late; then, most urgent first, prompts in chunks that fit and
+sequences that are ahead of their due times, which can wait if need be: cumulative slack is credit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import NamedTuple
+
+from stepwell.schedulers.plan import Limits, Slice
+from stepwell.schedulers.prices import LevelCosts, point_at
+from stepwell.schedulers.request import OperatingPoint, Phase, Request
+from stepwell.schedulers.room import Room
+
+STEP_S = 0.025
+"""How long a step may take, so that somebody who arrives during it can still be served in time; see also
+:func:`longest_s`."""
+FIXED_FACTOR = 3.0
+"""How long it may take at least, as a multiple of what it costs whoever runs: shorter ones would waste the machine."""
+RAISE_FACTOR = 2.0
+"""How much longer if it raises a sequence: its backfill cannot be cut in pieces."""
+GUARD = 0.85
+"""Share of the time until the next token is due that a step may take by the 90th percentile of its prediction."""
+AHEAD_S = 2 * STEP_S
+"""Whose token is due later than this may miss a step."""
+MIN_CHUNK = 16
+"""Tokens of a prompt that are worth a slice ..."""
+CHUNK_SHARE = 0.25
+"""... or as many as fill this share of a step, if they are fewer."""
+RAISE_SHARE = 0.7
+"""Of the time left in a step, what the backfill of a half-read prompt may take."""
+_by_due = itemgetter(0)
+
+
+class Candidate(NamedTuple):
+    """A request that may run in this step, and where."""
+
+    due_s: float
+    """When its next token is due, from now: the order in which the step is filled."""
+    request: Request
+    level: int
+    lowest: int
+    """The lowest level that it allows."""
+    token_s: float
+    """A generated token at ``level``."""
+    backfill_s: float
+    """What it takes to get there, once."""
+
+
+def longest_s(prices: LevelCosts, num_decoding: int, slowness: float) -> float:
+    """How long a step may take (without correction) in which so many sequences might decode: ``STEP_S``, or where the
+    model is slow for the machine, a few times as long as a step takes anyway, and a piece of a prompt."""
+    best = prices.rungs[-1]
+    fixed_s = float(prices.fixed_s(num_decoding)[best])
+    return max(STEP_S / slowness, FIXED_FACTOR * fixed_s + MIN_CHUNK * prices.row[best])
+
+
+class StepFill:
+    """One step under construction; durations in seconds of the cost model, without correction.
+
+    Args:
+        prices: of the ladder.
+        points: its operating points, if every request allows all of them.
+        limits: of a step.
+        room: for newcomers.
+        num_decoding: sequences that might decode.
+        longest: tokens of the longest of them.
+        longest_s: how long the step may take.
+        worst_slowness: actual over predicted seconds, 90th percentile.
+    """
+
+    def __init__(
+        self,
+        prices: LevelCosts,
+        points: Sequence[OperatingPoint] | None,
+        limits: Limits,
+        room: Room,
+        num_decoding: int,
+        longest: int,
+        longest_s: float,
+        worst_slowness: float,
+    ) -> None:
+        self._prices, self._points, self._room = prices, points, room
+        self._fixed_s: list[float] = prices.fixed_s(num_decoding).tolist()
+        self._tokens = limits.max_step_tokens
+        self._longest, self._worst_slowness = longest, worst_slowness
+        self._cap_s, self._raise_cap_s = longest_s, longest_s * RAISE_FACTOR
+        self._top, self._seconds = 0, 0.0
+        self._chosen: list[tuple[float, Slice]] = []
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes, roughly."""
+        return self._seconds
+
+    @property
+    def limit_s(self) -> float:
+        """How long it may take."""
+        return self._cap_s
+
+    @property
+    def slices(self) -> list[Slice]:
+        """What runs, most urgent first."""
+        self._chosen.sort(key=_by_due)
+        return [slice_ for _, slice_ in self._chosen]
+
+    def run(self, decoding: Sequence[Candidate], prompts: Sequence[Candidate], next_due_s: float) -> None:
+        """Fill the step from ``decoding`` and ``prompts``, both in order of due times; ``next_due_s``: from now, when
+        the next token of a sequence is due that is not late."""
+        if prompts:
+            self._raise_cap_s = self._cap_s
+        self._end_by(next_due_s, decoding)
+        num_urgent = bisect_left(decoding, AHEAD_S, key=_by_due)
+        if self._add_urgent(decoding[:num_urgent]):
+            self._add_others(decoding[num_urgent:], prompts)
+
+    def _add_others(self, ahead: Sequence[Candidate], prompts: Sequence[Candidate]) -> None:
+        """While there is time and tokens are left, most urgent first."""
+        num_first = bisect_left(ahead, prompts[0].due_s, key=_by_due) if prompts else len(ahead)
+        if not self._add_all(ahead[:num_first]):
+            num_first = 0
+        others = [(c, False) for c in ahead[num_first:]] + [(c, True) for c in prompts]
+        others.sort(key=lambda other: other[0].due_s)
+        for candidate, is_prompt in others:
+            if self._tokens == 0:
+                break
+            if is_prompt:
+                self._add_prompt(candidate)
+            else:
+                self._add_decoding(candidate)
+
+    def _add_all(self, decoding: Sequence[Candidate]) -> bool:
+        """All of them, or nobody if they do not all fit."""
+        if not decoding or len(decoding) > self._tokens:
+            return False
+        _, _, levels, _, token_s, backfill_s = zip(*decoding, strict=True)
+        seconds = self._seconds + sum(token_s) + sum(backfill_s) + self._deeper_s(max(levels))
+        if seconds > self._cap_s:
+            return False
+        self._take_all(decoding)
+        self._seconds = seconds
+        return True
+
+    def _end_by(self, due_s: float, decoding: Sequence[Candidate]) -> None:
+        """The step ends before the next token is due; but it is never cut so short that most of it were fixed costs."""
+        cap_s = due_s * GUARD / self._worst_slowness
+        if cap_s < self._raise_cap_s:
+            shortest_s = self._fixed_s[0] + sum([self._token_s(c.request, c.lowest) for c in decoding])
+            cap_s = max(cap_s, shortest_s)
+            self._cap_s, self._raise_cap_s = min(self._cap_s, cap_s), min(self._raise_cap_s, cap_s)
+
+    def _token_s(self, request: Request, level: int) -> float:
+        """A generated token at ``level``."""
+        prices = self._prices
+        num_keys = max(request.known_tokens, self._longest) if prices.padded else request.known_tokens
+        return prices.decode[level] + num_keys * prices.key[level]
+
+    def _add_urgent(self, urgent: Sequence[Candidate]) -> bool:
+        """All of them if they fit; else the most urgent ones, and lower if that were less than half. False if somebody
+        had to be left out: the step is full."""
+        self._seconds = self._fixed_s[0]
+        if self._add_all(urgent) or not urgent:
+            return True
+        fitting, seconds = self._fitting(urgent)
+        while len(fitting) * 2 < len(urgent) and (lowered := self._lowered(urgent)) is not None:
+            urgent = lowered
+            fitting, seconds = self._fitting(urgent)
+        self._take_all(fitting)
+        self._seconds = seconds
+        return len(fitting) == len(urgent)
+
+    def _lowered(self, urgent: Sequence[Candidate]) -> list[Candidate] | None:
+        """Nobody above the next lower rung; None if that changes nothing."""
+        top = max(c.level for c in urgent)
+        below = max([rung for rung in self._prices.rungs if rung < top], default=top)
+        lowered = [self._moved(c, below) if c.level > below and c.lowest < c.level else c for c in urgent]
+        return None if lowered == urgent else lowered
+
+    def _moved(self, candidate: Candidate, level: int) -> Candidate:
+        """Down to ``level``, or to the lowest it allows."""
+        level = max(level, candidate.lowest)
+        return candidate._replace(level=level, token_s=self._token_s(candidate.request, level), backfill_s=0.0)
+
+    def _fitting(self, urgent: Sequence[Candidate]) -> tuple[Sequence[Candidate], float]:
+        """The first of ``urgent`` that fit into the step, and its duration."""
+        seconds = self._fixed_s[max([c.level for c in urgent], default=0)]
+        fitting: list[Candidate] = []
+        for candidate in urgent[: self._tokens]:
+            if candidate.backfill_s:
+                candidate = self._if_affordable(candidate, seconds)
+            more_s = candidate.token_s + candidate.backfill_s
+            if seconds + more_s > (self._raise_cap_s if candidate.backfill_s else self._cap_s) and fitting:
+                break
+            fitting.append(candidate)
+            seconds += more_s
+        return fitting, seconds
+
+    def _if_affordable(self, candidate: Candidate, seconds: float) -> Candidate:
+        """``candidate``, left where it ran last if there is no time to raise it."""
+        if seconds + candidate.token_s + candidate.backfill_s <= self._raise_cap_s:
+            return candidate
+        return self._moved(candidate, self._kept_level(candidate))
+
+    def _kept_level(self, candidate: Candidate) -> int:
+        point = candidate.request.point
+        assert point is not None, "only what has run keeps exit states"
+        return min(candidate.level, point.level)
+
+    def _add_decoding(self, candidate: Candidate) -> None:
+        if candidate.backfill_s:
+            candidate = self._if_affordable(candidate, self._seconds)
+        seconds = self._seconds + candidate.token_s + candidate.backfill_s + self._deeper_s(candidate.level)
+        if seconds <= (self._raise_cap_s if candidate.backfill_s else self._cap_s) or not self._chosen:
+            self._take(candidate, 1)
+            self._seconds = seconds
+
+    def _add_prompt(self, candidate: Candidate) -> None:
+        """As much of a prompt as fits, if that is worth a slice."""
+        request, prices = candidate.request, self._prices
+        left_s = self._cap_s - self._seconds
+        if candidate.backfill_s and candidate.backfill_s > RAISE_SHARE * left_s:
+            candidate = self._moved(candidate, self._kept_level(candidate))
+        level = candidate.level
+        num_tokens = min(request.known_tokens - request.computed_tokens, self._tokens)
+        row_s = prices.row[level] + prices.pair[level] * (request.computed_tokens + num_tokens)
+        once_s = prices.prompt[level] + candidate.backfill_s + self._deeper_s(level)
+        fitting = int((left_s - once_s) / row_s)
+        if fitting < num_tokens:
+            worthwhile = max(1, min(MIN_CHUNK, int(CHUNK_SHARE * self._cap_s / row_s)))
+            if fitting < worthwhile and self._chosen:
+                return
+            num_tokens = min(num_tokens, max(fitting, worthwhile))
+        if request.phase is Phase.RUNNING or self._seated(candidate):
+            self._take(candidate, num_tokens)
+            self._seconds += once_s + num_tokens * row_s
+
+    def _seated(self, candidate: Candidate) -> bool:
+        """Whether a newcomer gets a seat and pages."""
+        request = candidate.request
+        return self._room.seats > 0 and self._room.admit(request, point_at(request, candidate.level))
+
+    def _deeper_s(self, level: int) -> float:
+        """What the step's fixed part grows by if somebody runs at ``level``."""
+        return max(0.0, self._fixed_s[level] - self._fixed_s[self._top])
+
+    def _take_all(self, decoding: Sequence[Candidate]) -> None:
+        points = self._points
+        if points is None:
+            self._chosen += [(c.due_s, Slice(c.request, 1, point_at(c.request, c.level))) for c in decoding]
+        else:
+            self._chosen += [(due_s, Slice(request, 1, points[level])) for due_s, request, level, _, _, _ in decoding]
+        self._tokens -= len(decoding)
+        self._top = max([self._top, *(c.level for c in decoding)])
+
+    def _take(self, candidate: Candidate, num_tokens: int) -> None:
+        request, level = candidate.request, candidate.level
+        self._chosen.append((candidate.due_s, Slice(request, num_tokens, point_at(request, level))))
+        self._tokens -= num_tokens
+        if level > self._top:
+            self._top = level

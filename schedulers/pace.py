@@ -1,0 +1,224 @@
+"""Which level is affordable for all that is waiting and running, and which request gets which.
+
+The demand bound is solved for the highest rung at which everything due by any time fits into a share of the time until
+then; and how much of the way to the next rung fits too. That is a budget of seconds. It is spent where a second buys
+most quality: quality counts by request, so short requests climb before long ones, and requests that have kept exit
+states to backfill climb last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from stepwell.schedulers.demand import Demand
+from stepwell.schedulers.outlook import Outlook
+from stepwell.schedulers.plan import Limits
+from stepwell.schedulers.prices import LevelCosts, Prices
+from stepwell.schedulers.request import Request
+from stepwell.schedulers.work import CONTEXT, PROMPT, TOKENS, Array, Work, check_times
+
+SHARE = 0.4
+"""Of the time until something is due, what the work due by then may take at the chosen levels. The rest is for those
+who have not arrived yet."""
+ANSWER_S = 0.03
+"""A token's way to its client: planning runs this much ahead of the clock."""
+RESERVE_S = 0.01
+"""Time kept back besides: steps end when they end, not when something is due."""
+AMPLE_S = 1e9
+"""Time to spare if nothing is due."""
+MAX_CHECKS = 16
+"""Times at which the bound is checked."""
+
+Span = tuple[int, int, int]
+"""(Index of a request that may not use all levels, its lowest level, its highest)."""
+
+
+class Pace(NamedTuple):
+    """What is affordable on average."""
+
+    rung: int
+    """Index into the ladder's rungs: everybody may run at this one, or at the lowest if even that is too much."""
+    share: float
+    """How much of the way to the next rung is affordable as well, 0..1."""
+    spare_s: float
+    """Time left over if the rung is the highest."""
+
+
+class Bill(NamedTuple):
+    """What requests cost at each rung: [rungs, requests], in seconds without correction."""
+
+    levels: npt.NDArray[np.intp] | None
+    """Where they run; None if that is the rung itself for everybody."""
+    token_s: Array
+    """A generated token, fixed parts of steps apart."""
+    prompt_s: Array
+    """All of the prompt that is left, with its part of the fixed parts."""
+    fixed_s: Array
+    """[rungs]: a step, besides."""
+
+
+def bill(
+    prices: LevelCosts, work: Work, spans: Sequence[Span], num_decoding: int, longest: int, limits: Limits
+) -> Bill:
+    """Price ``work``, in company of so many that decode, the longest of them with so many tokens."""
+    levels, at = None, prices.at_rungs
+    if spans:
+        low, high = np.zeros(len(work), np.intp), np.full(len(work), len(prices.points) - 1)
+        for index, lowest, highest in spans:
+            low[index], high[index] = lowest, highest
+        levels = np.clip(prices.rungs_at[:, None], low, high)
+        at = Prices(*(column[levels] for column in prices.columns))
+    fixed_s = prices.fixed_s(num_decoding)[prices.rungs_at]
+    rows = work[:, PROMPT]
+    token_s = at.key_s * (np.maximum(work[:, CONTEXT], longest) if prices.padded else work[:, CONTEXT])
+    token_s += at.token_s
+    # Pairs: each of a prompt's chunks is a rectangle up to its last token.
+    seen = work[:, CONTEXT] - 0.5 * (work[:, TOKENS] + rows - np.minimum(rows, limits.max_step_tokens))
+    prompt_s = at.pair_s * seen
+    prompt_s += at.row_s + fixed_s[:, None] / limits.max_step_tokens
+    prompt_s *= rows
+    prompt_s += at.prompt_s * (rows > 0.0)
+    return Bill(levels, token_s, prompt_s, fixed_s)
+
+
+def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slowness: float) -> Pace:
+    """The pace that meets everything in ``work``.
+
+    Args:
+        work: of all requests, or of a sample.
+        weights: how many requests each row stands for; None = one.
+        charged: for the same rows.
+        now: time.
+        slowness: actual over predicted seconds.
+    """
+    top = len(charged.fixed_s) - 1
+    times = check_times(work, now + RESERVE_S / 2, MAX_CHECKS)
+    if not len(times):
+        return Pace(top, 0.0, AMPLE_S)
+    demand = Demand(work, times)
+    token_s, prompt_s = charged.token_s, charged.prompt_s
+    if weights is not None:
+        token_s, prompt_s = token_s * weights, prompt_s * weights
+    need = demand.seconds(token_s, prompt_s)
+    need += demand.num_steps()[:, None] * charged.fixed_s
+    have = (times - (now + RESERVE_S / SHARE)) * (SHARE / slowness)
+    left = have[:, None] - need
+    least = left.min(0).tolist()
+    rung = max([k for k, least_s in enumerate(least) if least_s >= 0.0], default=-1)
+    if rung < 0:
+        return Pace(0, 0.0, 0.0)
+    if rung == top:
+        return Pace(top, 0.0, least[top])
+    share = float((left[:, rung] / np.maximum(need[:, rung + 1] - need[:, rung], 1e-9)).min())
+    return Pace(rung, min(share, 1.0), 0.0)
+
+
+class Assignment(NamedTuple):
+    """Where requests run; one entry each."""
+
+    levels: list[int]
+    lowest: list[int]
+    """The lowest level that each allows."""
+    token_s: list[float]
+    """A generated token at its level."""
+    backfill_s: list[float]
+    """What it takes to get there, once."""
+
+
+def assign(
+    requests: Sequence[Request], outlook: Outlook, charged: Bill, prices: LevelCosts, pace: Pace, max_raise_s: float
+) -> Assignment:
+    """Deal the budget of ``pace`` out.
+
+    Args:
+        requests: that may run in this step, one at least: the first of the outlook's.
+        outlook: all that waits and runs.
+        charged: what that costs.
+        prices: of the ladder.
+        pace: what is affordable.
+        max_raise_s: nobody's backfill may take longer.
+    """
+    num = len(requests)
+    own = outlook.work[:num].T
+    levels = None if charged.levels is None else charged.levels[:, :num]
+    tokens = own[TOKENS] + (own[PROMPT] > 0.0)
+    token_s = charged.token_s[:, :num]
+    cost = token_s + charged.fixed_s[:, None] / num
+    cost *= tokens
+    cost += charged.prompt_s[:, :num]
+    budget = float((cost[pace.rung] - cost[0]).sum()) + pace.spare_s
+    cost = cost[1:] - cost[:-1]
+    if pace.share:
+        budget += pace.share * float(cost[pace.rung].sum())
+    worth = tokens / outlook.max_tokens[:num]
+    backfill = _backfill(requests, own[CONTEXT], prices, levels)
+    if backfill is not None:
+        cost += backfill
+        backfill = backfill.cumsum(0)
+    gain = prices.gain if levels is None else np.diff(prices.quality[levels], axis=0)
+    worth = gain * worth / (cost + 1e-12)
+    if backfill is not None:
+        worth[backfill > max_raise_s] = 0.0
+    if levels is not None:
+        worth[levels[1:] == levels[:-1]] = math.inf  # rungs it may not use are no obstacle
+    reached = _spend(worth, cost, budget)
+    everyone = np.arange(num)
+    raised = [0.0] * num
+    if backfill is not None:
+        raised = np.where(reached > 0, backfill[reached - 1, everyone], 0.0).tolist()
+    if levels is None:
+        chosen, lowest = prices.rungs_at[reached].tolist(), [prices.rungs[0]] * num
+    else:
+        chosen, lowest = levels[reached, everyone].tolist(), levels[0].tolist()
+    return Assignment(chosen, lowest, token_s[reached, everyone].tolist(), raised)
+
+
+def _spend(worth: Array, cost: Array, budget: float) -> npt.NDArray[np.intp]:
+    """[requests]: the rung that each reaches if climbs ([rungs - 1, requests]) are bought in order of worth."""
+    worth = np.minimum.accumulate(worth, axis=0)  # a rung is only reached by way of those below
+    order = (-worth).ravel().argsort(kind="stable")
+    num_climbs = int(cost.ravel()[order].cumsum().searchsorted(budget + 1e-9, side="right"))
+    climbed = np.zeros(worth.size, np.bool_)
+    climbed[order[:num_climbs]] = True
+    reached: npt.NDArray[np.intp] = (climbed.reshape(worth.shape) & (worth > 0.0)).sum(0)
+    return reached
+
+
+def _backfill(
+    requests: Sequence[Request], context: Array, prices: LevelCosts, levels: npt.NDArray[np.intp] | None
+) -> Array | None:
+    """[rungs - 1, requests]: seconds to bring kept tokens from each rung to the next; None if nobody has kept any."""
+    kept = [
+        (prices.rungs_above[point.level], i, num_tokens)
+        for i, request in enumerate(requests)
+        if request.exit_tokens
+        for point, num_tokens in request.exit_tokens.items()
+    ]
+    if not kept:
+        return None
+    tokens = np.zeros((len(prices.rungs) - 1, len(requests)))
+    for climb, i, num_tokens in kept:
+        if climb < len(tokens):
+            tokens[climb, i] += num_tokens
+    row_s, pair_s = prices.climb_s
+    backfill: Array = pair_s[:, None] * context
+    backfill += row_s[:, None]
+    backfill *= np.cumsum(tokens, axis=0)
+    if levels is not None:
+        backfill[levels[1:] == levels[:-1]] = 0.0
+    return backfill
+
+
+def limited_spans(requests: Sequence[Request], prices: LevelCosts, num_begun: int) -> list[Span]:
+    """Of those that may not use all levels. The first ``num_begun`` have begun."""
+    num_levels = len(prices.points)
+    odd = [i for i, r in enumerate(requests) if len(r.points) != num_levels]
+    odd += [i for i, r in enumerate(requests[:num_begun]) if not r.may_switch and len(r.points) == num_levels]
+    if num_levels == 1:
+        odd = list(range(len(requests)))
+    return [(i, *prices.span(requests[i])) for i in odd]

@@ -1,0 +1,159 @@
+"""Ours: every request at the level that its slack and everybody's can afford, in mixed batches, step by step.
+
+1. What has expired, or could no longer be in time even alone at its smallest point, is dropped.
+2. The demand bound over all that waits and runs says which level is affordable (:mod:`~stepwell.schedulers.pace`): a
+   standing queue, a burst or a near deadline lowers it, and so does a full house
+   (:mod:`~stepwell.schedulers.turnover`).
+3. That budget is dealt out where a second buys most quality.
+4. The step is filled in order of due times (:mod:`~stepwell.schedulers.fill`) and ends before the next token is due.
+
+Levels are decided anew in every step: a request that may switch climbs when there is time and goes down when there is
+none. Newcomers are refused by the same bound at the smallest points (:mod:`~stepwell.schedulers.promises`). Without a
+cost model everybody runs at the best point allowed, and nobody is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import itemgetter
+
+import numpy as np
+
+from stepwell.schedulers.admission import Admission
+from stepwell.schedulers.cost_model import StepCostModel
+from stepwell.schedulers.deadline_order import in_line
+from stepwell.schedulers.expiry import drop_expired
+from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, Candidate, StepFill, longest_s
+from stepwell.schedulers.max_quality import MaxQuality
+from stepwell.schedulers.outlook import Dues, Outlook
+from stepwell.schedulers.pace import ANSWER_S, Assignment, affordable, assign, bill, limited_spans
+from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, Slice, StepPlan
+from stepwell.schedulers.prices import PriceLists
+from stepwell.schedulers.promises import Promises
+from stepwell.schedulers.request import Request
+from stepwell.schedulers.room import Room
+from stepwell.schedulers.work import END_S, PROMPT_DUE_S, TOKENS
+
+TOLERANCE = 1.1
+"""By how much a step's exact prediction may exceed its estimate before the step is filled anew."""
+
+
+class Staircase(MaxQuality):
+    """See the module."""
+
+    name = "staircase"
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self._price_lists = PriceLists()
+
+    def plan(
+        self,
+        now: float,
+        waiting: Sequence[Request],
+        running: Sequence[Request],
+        capacity: Capacity,
+        cost_model: CostModel | None,
+    ) -> StepPlan:
+        if not isinstance(cost_model, StepCostModel):
+            return super().plan(now, waiting, running, capacity, cost_model)
+        drops, waiting, running = drop_expired(now, waiting, running)
+        if not waiting and not running:
+            return StepPlan((), drops)
+        now += ANSWER_S
+        line = in_line(waiting)
+        situation = self._situation(now, line, running, cost_model)
+        if lost := situation.hopeless():
+            drops += lost
+            gone = {drop.request for drop in lost}
+            line = [r for r in line if r not in gone]
+            if not line and not running:
+                return StepPlan((), drops)
+            situation = self._situation(now, line, running, cost_model)
+        slices, predicted_s = situation.step(capacity)
+        return StepPlan(slices, drops, predicted_s)
+
+    def _situation(
+        self, now: float, line: Sequence[Request], running: Sequence[Request], model: StepCostModel
+    ) -> _Situation:
+        outlook = Outlook(now, line, running, self.limits.max_running)
+        return _Situation(outlook, line, model, self._price_lists, self.limits)
+
+    def admission(
+        self, now: float, waiting: Sequence[Request], running: Sequence[Request], cost_model: CostModel | None
+    ) -> Admission | None:
+        """The demand bound at the smallest points."""
+        if not isinstance(cost_model, StepCostModel):
+            return None
+        return Promises(now + ANSWER_S, waiting, running, cost_model, self.limits, self._price_lists)
+
+
+class _Situation:
+    """What one step is decided from, and the decision."""
+
+    def __init__(
+        self, outlook: Outlook, line: Sequence[Request], model: StepCostModel, price_lists: PriceLists, limits: Limits
+    ) -> None:
+        self._outlook, self.line, self._model, self._limits = outlook, line, model, limits
+        correction = model.correction
+        self._slowness = max(correction.median("decode"), correction.median("mixed"))
+        self._worst_slowness = max(correction.upper("decode"), correction.upper("mixed"))
+        self._prices = price_lists.of(model, outlook.requests)
+        spans = limited_spans(outlook.requests, self._prices, outlook.num_running)
+        num_decoding = len(outlook.decoding.indices)
+        self._bill = bill(self._prices, outlook.work, spans, num_decoding, outlook.longest, limits)
+
+    def hopeless(self) -> list[Drop]:
+        """Drops of those that have never started and cannot be in time any more, even alone and at their smallest
+        points. When they came they might have been: it is the backlog's fault, and trying again may help."""
+        outlook, charged, slowness = self._outlook, self._bill, self._slowness
+        waiting = slice(outlook.num_running, outlook.num_exact)
+        columns, fixed_s = outlook.work[waiting].T, charged.fixed_s[0]
+        begin_s = outlook.now + (charged.prompt_s[0, waiting] + fixed_s) * slowness
+        late = begin_s > columns[PROMPT_DUE_S]
+        late |= begin_s + columns[TOKENS] * (charged.token_s[0, waiting] + fixed_s) * slowness > columns[END_S]
+        if not late.any():
+            return []
+        requests = [self.line[i] for i in np.flatnonzero(late).tolist()]
+        return [Drop(r, DropReason.HOPELESS, STEP_S) for r in requests if not r.has_started]
+
+    def step(self, capacity: Capacity) -> tuple[list[Slice], float]:
+        """What runs, and how long that takes."""
+        outlook, max_tokens = self._outlook, self._limits.max_step_tokens
+        room = Room(capacity, outlook.requests[: outlook.num_running], self._limits)
+        decoding, prompts = outlook.decoding, outlook.prompts(room.seats, max_tokens)
+        pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness)
+        num_seen = max([outlook.num_running, *(i + 1 for i in prompts.indices)])
+        step_s = longest_s(self._prices, len(decoding.indices), self._slowness)
+        raise_s = step_s if prompts.indices else step_s * RAISE_FACTOR
+        assigned = assign(outlook.requests[:num_seen], outlook, self._bill, self._prices, pace, raise_s)
+        candidates = self._candidates(decoding, assigned), self._candidates(prompts, assigned)
+        fill = self._filled(*candidates, room, step_s, 1.0)
+        predicted_s = self._model.predict_s(fill.slices)
+        optimism = predicted_s / (fill.seconds * self._slowness)
+        if optimism > TOLERANCE and predicted_s > fill.limit_s * self._slowness and len(fill.slices) > 1:
+            room = Room(capacity, outlook.requests[: outlook.num_running], self._limits)
+            fill = self._filled(*candidates, room, step_s, optimism)
+            predicted_s = self._model.predict_s(fill.slices)
+        return fill.slices, predicted_s
+
+    def _filled(
+        self, decoding: list[Candidate], prompts: list[Candidate], room: Room, step_s: float, optimism: float
+    ) -> StepFill:
+        """``optimism``: by how much the exact prediction exceeds the estimates that the step is filled by."""
+        points = self._prices.points if self._bill.levels is None else None
+        worst = self._worst_slowness * optimism
+        fill = StepFill(
+            self._prices, points, self._limits, room, len(decoding), self._outlook.longest, step_s / optimism, worst
+        )
+        fill.run(decoding, prompts, self._outlook.next_due_s)
+        return fill
+
+    def _candidates(self, dues: Dues, assigned: Assignment) -> list[Candidate]:
+        if not dues.indices:
+            return []
+        pick, requests = itemgetter(*dues.indices), self._outlook.requests
+        columns = [pick(column) for column in (requests, *assigned)]
+        if len(dues.indices) == 1:
+            return [Candidate(dues.due_s[0], *columns)]
+        return list(map(Candidate._make, zip(dues.due_s, *columns, strict=True)))

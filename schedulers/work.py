@@ -1,0 +1,80 @@
+"""What is left to do for a request, as a row of numbers: a queue of any length becomes an array by one join.
+
+A request's work comes in two kinds. Rows of its prompt are all due at once, when its first token is. The tokens after
+that are due one by one, at a steady rate; whatever is left is due when the answer must be complete.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from struct import Struct
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Work: TypeAlias = npt.NDArray[np.float64]
+"""[requests, NUM_COLUMNS]."""
+Row: TypeAlias = tuple[float, float, float, float, float, float, float]
+
+PROMPT, PROMPT_DUE_S, TOKENS, RATE, OFFSET, END_S, CONTEXT = range(7)
+"""Columns: rows of prompt to compute; when they are due; tokens to generate after that; of which ``t * RATE + OFFSET``
+are due at time t, none before and all of them after, which is at ``END_S``; keys that such a token reads, on average.
+What is due never has ``RATE`` 0 and times ``inf``."""
+NUM_COLUMNS = 7
+AT_ONCE_S = 1e-3
+"""Tokens that are all due at the same time count as due one by one within this time before."""
+
+_ROW = Struct(f"{NUM_COLUMNS}d")
+
+
+def row(prompt: int, due_s: float, tokens: int, next_due_s: float, tpot_s: float, deadline_s: float, known: int) -> Row:
+    """A row of :data:`Work`.
+
+    Args:
+        prompt: rows to compute before the next token can be sampled; 0 if it is one that decodes.
+        due_s: when they are due; inf = never.
+        tokens: to be generated after that.
+        next_due_s: when the first of these is due; inf = never.
+        tpot_s: time between two of them; inf = not asked.
+        deadline_s: when all is due; inf = never.
+        known: tokens that are known now.
+    """
+    context = known + 0.5 * tokens
+    if next_due_s < math.inf and tpot_s > 0.0:
+        end_s = next_due_s + (tokens - 1) * tpot_s
+        if end_s <= deadline_s:
+            rate = 1.0 / tpot_s
+            return prompt, due_s, tokens, rate, 1.0 - next_due_s * rate, end_s, context
+    if deadline_s == math.inf:
+        return prompt, due_s, tokens, 0.0, 0.0, math.inf, context
+    rate = max(tokens, 1) / AT_ONCE_S
+    return prompt, due_s, tokens, rate, tokens - deadline_s * rate, deadline_s, context
+
+
+def pack(prompt: int, due_s: float, tokens: int, next_due_s: float, tpot_s: float, deadline_s: float) -> bytes:
+    """The row of a request of which nothing is done yet; see :func:`row`."""
+    return _ROW.pack(*row(prompt, due_s, tokens, next_due_s, tpot_s, deadline_s, prompt))
+
+
+def table(rows: Sequence[Row], packed: Iterable[bytes] = ()) -> Work:
+    """An array of ``rows``, then of packed ones."""
+    whole = np.frombuffer(b"".join(packed), np.float64).reshape(-1, NUM_COLUMNS)
+    return np.concatenate((np.array(rows, np.float64), whole)) if rows else whole.copy()
+
+
+def check_times(work: Work, after_s: float, at_most: int) -> Array:
+    """Times worth checking a demand at, ascending: when something of it is due, at most so many of them.
+
+    The first half are the earliest; the others are spread evenly over those that follow, with the last.
+    """
+    dues = np.concatenate((work[:, PROMPT_DUE_S], work[:, END_S]))
+    dues = dues[(dues < math.inf) & (dues > after_s)]
+    dues.sort()
+    if len(dues) <= at_most:
+        return dues
+    early, late = dues[: at_most // 2], dues[at_most // 2 :]
+    stride = -(-len(late) // (at_most - at_most // 2))
+    return np.concatenate((early, late[(len(late) - 1) % stride :: stride]))

@@ -1,0 +1,222 @@
+"""Replay a trace or made-up load in virtual time, through the server's own engine and policies.
+
+Steps take as long as the model's cost profile says; nothing is computed, so hours pass in seconds. Load 1 is what the
+machine can serve at full quality (max_quality, everything there from the start, no SLO), in requests a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepwell.serving.cli.bench_options import class_shares
+from stepwell.serving.cli.output import UsageError, add_json_option, print_json, say, table
+
+if TYPE_CHECKING:
+    from stepwell.serving.config import ServerConfig
+    from stepwell.serving.replay.outcomes import Summary
+    from stepwell.serving.replay.simulate import Setup
+    from stepwell.serving.replay.workload import Workload
+
+HELP = "replay a trace in virtual time, policy against policy"
+DEFAULT_LOADS = "0.3,0.6,1,1.5,2,3"
+DEFAULT_REQUESTS = 2000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``stepwell simulate``."""
+    what = parser.add_argument_group("what arrives").add_mutually_exclusive_group(required=True)
+    what.add_argument("--trace", type=Path, metavar="F", help="Azure CSV or Mooncake JSON lines")
+    what.add_argument("--synthetic", metavar="KIND:...", help="e.g. poisson:rate=5 or gamma:rate=5,cv=4,prompt=200")
+    parser.add_argument("--requests", type=int, default=DEFAULT_REQUESTS, metavar="N", help="default %(default)s")
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="skip the first S seconds of the trace")
+    parser.add_argument("--load", type=_numbers, default=DEFAULT_LOADS, metavar="X,X", help="default %(default)s")
+    parser.add_argument("--capacity", type=_positive, metavar="R", help="requests/s that are load 1 (default: measure)")
+    parser.add_argument(
+        "--slo-class",
+        action="append",
+        type=_share,
+        metavar="NAME:SHARE",
+        help="mix of classes; give it once for each (default: all classes with a latency, in equal shares)",
+    )
+    parser.add_argument("--unscaled", action="store_true", help="keep lengths that exceed the model's context")
+    parser.add_argument("--policies", default="", metavar="A,B", help="default: all; fixed:POINT pins one")
+    parser.add_argument("--model", default="nested-lm", metavar="MODEL", help="default %(default)s")
+    parser.add_argument("--config", metavar="F", help="the server's YAML: its slo_classes, and limits of the model")
+    parser.add_argument("--profile", choices=("auto", "default"), default="auto",
+                        help="costs: auto = measured on this machine; default = a rule of thumb")  # fmt: skip
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="engines (default 1)")
+    parser.add_argument("--routing", choices=("least-loaded", "round-robin"), default="least-loaded")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=0.05,
+        metavar="S",
+        help="spread of step times: sigma of a log-normal factor (default %(default)s, 0 = none)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of load, classes and noise (default 0)")
+    parser.add_argument("--plot", type=Path, metavar="F.png", help="save attainment, quality and goodput against load")
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Simulate every policy at every load, and report. Raises UsageError, ValueError, RequestError."""
+    from stepwell.serving.config import load_config
+
+    _check(args)
+    config = load_config(args.config, {"models": [args.model]} if args.config is None else None)
+    document, summaries = _simulate(args, config)
+    if args.plot is not None:
+        from stepwell.serving.replay.plots import save_plot
+
+        save_plot(args.plot, _headline(document), summaries)
+        say(f"plot: {args.plot}")
+    if args.json:
+        print_json(document)
+    else:
+        print(_text(document, summaries))
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("requests", "replicas"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name}: must be >= 1, got {getattr(args, name)}")
+    if not 0 <= args.noise <= 2:
+        raise UsageError(f"--noise: must be in [0, 2], got {args.noise:g}")
+    if args.plot is not None and not args.plot.resolve().parent.is_dir():
+        raise UsageError(f"--plot: {args.plot.parent} is no folder; make it first")
+
+
+def _simulate(
+    args: argparse.Namespace, config: ServerConfig
+) -> tuple[dict[str, Any], dict[str, list[tuple[float, Summary]]]]:
+    """The document of ``--json``, and the summaries by policy."""
+    from dataclasses import replace
+
+    from stepwell.serving.replay.simulate import capacity, simulate
+
+    setup, cost_source = _setup(args, config)
+    shares = class_shares(args.slo_class, config.slo_classes)
+    workload = _workload(args, setup).with_classes(shares, args.seed)
+    reference = args.capacity or capacity(workload, setup)
+    say(f"{workload.name}: {len(workload)} requests; load 1 = {reference:.4g} requests/s")
+    runs = []
+    summaries: dict[str, list[tuple[float, Summary]]] = {name: [] for name in _policies(args)}
+    for policy, points in summaries.items():
+        for load in args.load:
+            replay = simulate(workload.at_rate(load * reference), replace(setup, policy=policy))
+            points.append((load, replay.summary))
+            say(f"{policy} at load {load:g}: attainment {replay.summary.attainment:.1%}, {replay.duration_s:.0f} s")
+            runs.append({"policy": policy, "load": load, "rate": load * reference, "summary": points[-1][1].to_dict()})
+    return {
+        "workload": {"name": workload.name, "requests": len(workload), "notes": list(workload.notes)},
+        "model": args.model,
+        "costs": cost_source,
+        "capacity": reference,
+        "replicas": args.replicas,
+        "routing": args.routing,
+        "noise": args.noise,
+        "seed": args.seed,
+        "runs": runs,
+    }, summaries
+
+
+def _setup(args: argparse.Namespace, config: ServerConfig) -> tuple[Setup, str]:
+    """What is simulated, and where its costs come from."""
+    from dataclasses import replace
+
+    from stepwell.schedulers.plan import Limits
+    from stepwell.serving.replay.sim_model import open_sim_model
+    from stepwell.serving.replay.simulate import FULL_QUALITY, Setup
+
+    chosen = config.model(args.model) or next((m for m in config.models if m.source == args.model), None)
+    if chosen is None:
+        raise UsageError(f"--model: not in {args.config}, got {args.model!r}; use one of its models")
+    say(f"{args.model}: reading what its steps cost (the first time on a machine, measuring it)")
+    model, cost_source = open_sim_model(replace(chosen, profile=args.profile), config.threads)
+    limits = Limits(chosen.max_step_tokens, chosen.max_running, chosen.max_waiting)
+    setup = Setup(model, FULL_QUALITY, config.slo_classes, limits, args.replicas, args.routing, args.noise, args.seed)
+    return setup, cost_source
+
+
+def _workload(args: argparse.Namespace, setup: Setup) -> Workload:
+    from stepwell.serving.replay.synthetic import synthesize
+    from stepwell.serving.replay.trace import read_trace
+
+    if args.trace is not None:
+        workload = read_trace(args.trace).window(args.start, num_requests=args.requests)
+    else:
+        workload = synthesize(args.synthetic, args.requests, args.seed)
+    return workload if args.unscaled else workload.fitted(setup.model.context_length)
+
+
+def _policies(args: argparse.Namespace) -> list[str]:
+    """Names asked for, in their order; ``fixed`` alone stands for its largest point."""
+    from stepwell.schedulers.plan import Limits
+    from stepwell.schedulers.registry import POLICIES, create_policy
+
+    names = [name.strip() for name in args.policies.split(",") if name.strip()] or list(POLICIES)
+    for name in names:
+        create_policy(name, Limits())
+    return list(dict.fromkeys(names))
+
+
+def _headline(document: Mapping[str, Any]) -> str:
+    workload, replicas = document["workload"], document["replicas"]
+    engines = "" if replicas == 1 else f", {replicas} replicas"
+    return (
+        f"{workload['name']}, {workload['requests']} requests, simulated on {document['model']}{engines}; "
+        f"load 1 = {document['capacity']:.3g} requests/s"
+    )
+
+
+def _text(document: Mapping[str, Any], summaries: Mapping[str, Sequence[tuple[float, Summary]]]) -> str:
+    notes = [f"  {note}" for note in [*document["workload"]["notes"], f"costs: {document['costs']}"]]
+    rows, class_rows = [], []
+    for policy, points in summaries.items():
+        for load, summary in points:
+            rows.append([policy, f"{load:g}", *_cells(summary)])
+            for name, part in summary.per_class.items():
+                class_rows.append([policy, f"{load:g}", name, str(part.num_sent), *_cells(part)])
+    headers = ["attained", "quality", "goodput/s", "p50 s", "p99 s", "ttft p99 s", "refused", "worst"]
+    everyone = table(["policy", "load", *headers], rows, left=["policy"])
+    per_class = table(["policy", "load", "class", "sent", *headers], class_rows, left=["policy", "class"])
+    legend = (
+        "goodput: met, weighted by quality; p50, p99: arrival to last token, of what was served; refused: shed or "
+        "expired; worst: latency over latency asked, of what was served"
+    )
+    return "\n".join([_headline(document), *notes, "", everyone, "", per_class, "", legend])
+
+
+def _cells(summary: Summary) -> list[str]:
+    latencies = (summary.latency_p50_s, summary.latency_p99_s, summary.ttft_p99_s)
+    return [
+        f"{summary.attainment:.1%}",
+        _number(summary.mean_quality, 3),
+        f"{summary.goodput:.2f}",
+        *(_number(seconds, 3) for seconds in latencies),
+        str(summary.refusals),
+        _number(summary.worst_lateness_ratio, 2),
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be > 0 and finite, got {text}")
+    return value
+
+
+def _numbers(text: str) -> list[float]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, colon, share = text.partition(":")
+    return name, _positive(share) if colon else 1.0

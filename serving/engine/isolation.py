@@ -1,0 +1,59 @@
+"""Running a step so that a failure ends only the requests that caused it.
+
+A runner that knows the culprits names them in a :class:`~stepwell.serving.engine.step.StepError`. Otherwise what failed
+together runs again in halves until the culprits stand alone. Writing the same keys and values twice is harmless, and
+a token is a function of its own sequence, so the others lose nothing but time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepwell.serving.engine.step import Runner, SequenceStep, StepError
+
+if TYPE_CHECKING:
+    from stepwell.models.sampling import SampledToken
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of the sequences of a step; each is in one of the two groups."""
+
+    steps: Sequence[SequenceStep]
+    """Those that were computed."""
+    tokens: Mapping[str, SampledToken]
+    """One for each of ``steps`` with ``sampling``, by request id."""
+    failed: Sequence[SequenceStep] = ()
+    at_once: bool = False
+    """Nothing failed: all of it was one batch, so its duration says what such a batch costs."""
+
+
+def run_isolating(runner: Runner, steps: Sequence[SequenceStep]) -> Ran:
+    """Run ``steps`` in one batch, and what a failure leaves in doubt again in smaller ones."""
+    try:
+        tokens = runner.run(steps)
+        if missing := [s.request_id for s in steps if s.sampling is not None and s.request_id not in tokens]:
+            raise StepError(f"the runner returned no token for {missing}", missing)
+        return Ran(steps, tokens, at_once=True)
+    except Exception as error:
+        named = error.request_ids if isinstance(error, StepError) else frozenset()
+        culprits = [step for step in steps if step.request_id in named or len(steps) == 1]
+        _log.exception("a step of %d sequences failed because of %s", len(steps), _names(culprits) or "one of them")
+    if not culprits:
+        half = len(steps) // 2
+        return _joined(run_isolating(runner, steps[:half]), run_isolating(runner, steps[half:]))
+    innocent = [step for step in steps if step not in culprits]
+    return _joined(Ran((), {}, culprits), run_isolating(runner, innocent) if innocent else Ran((), {}))
+
+
+def _joined(first: Ran, second: Ran) -> Ran:
+    return Ran([*first.steps, *second.steps], {**first.tokens, **second.tokens}, [*first.failed, *second.failed])
+
+
+def _names(steps: Sequence[SequenceStep]) -> str:
+    return ", ".join(step.request_id for step in steps)

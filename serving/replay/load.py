@@ -1,0 +1,274 @@
+"""The load generator: sends every request of a workload at its time, whatever became of those before (open loop).
+
+A client that waits for answers sends less while the server is slow, so the slowness hides itself (coordinated
+omission). Here nothing waits, and every latency counts from when the request was due to be sent: if the generator is
+late, the delay counts too. How late it was is in the records.
+
+What was met is judged by this side's clock; what the server says of the same request is recorded beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepwell.schedulers.request import SLO
+from stepwell.serving.config import SLOClass
+from stepwell.serving.grpc.load_wire import Answer, LoadWire, Value
+from stepwell.serving.replay.outcomes import LatenessMeter, RequestResult
+from stepwell.serving.replay.workload import Arrival, Workload
+
+OUTCOME_OF = {"RESOURCE_EXHAUSTED": "shed", "DEADLINE_EXCEEDED": "expired", "CANCELLED": "cancelled"}
+"""gRPC status -> outcome of a request that was not served; any other is ``failed``."""
+SLO_AS = ("class", "numbers", "none")
+"""How a request tells the server its SLO: by the class's name, by the class's numbers, or not at all."""
+_LEAD_S = 0.05
+_PROGRESS_S = 10.0
+_WORDS = ("the", "one", "of", "all", "and", "out", "for", "was", "with", "that", "from", "have", "this", "time", "what")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the load goes, and how it is put to that server."""
+
+    address: str
+    """``host:port`` of gRPC."""
+    model: str
+    slo_classes: Mapping[str, SLOClass]
+    """What each class of the workload asks for."""
+    unary: bool = False
+    """One response with the whole answer: cheaper on both sides, but this side sees no token before the last. The first
+    token's time is then the server's word, the others' are taken as even; what the server says it missed is missed,
+    because here it was later still."""
+    slo_as: str = "class"
+    """One of :data:`SLO_AS`."""
+    text: bool = False
+    """Prompts are text, a word for each token, instead of token ids."""
+    vocab_size: int = 256
+    """Prompts' token ids lie below."""
+    quality: float = 1.0
+    """Of an answer whose server reports none."""
+    timeout_s: float = 60.0
+    """Each request's gRPC deadline, from when it is sent."""
+    num_connections: int = 4
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """One request as this side saw it."""
+
+    result: RequestResult
+    """Its latencies count from when it was due to be sent."""
+    lag_s: float
+    """How much later it was really sent."""
+    status: str
+    """Name of the gRPC status."""
+    message: str
+    """Why it was not served; empty if it was."""
+    slo_met: bool | None
+    """The server's verdict; None if it gave none. The next three likewise, in milliseconds."""
+    predicted_ms: float | None
+    queue_ms: float | None
+    server_total_ms: float | None
+
+
+@dataclass(frozen=True)
+class LoadRun:
+    """A whole replay."""
+
+    workload: Workload
+    target: Target
+    records: Sequence[LoadRecord]
+    """In the order of the workload; one for every request of it."""
+    duration_s: float
+    """From when the first was due until the last was over."""
+    cpu_s: float
+    """Processor time of this process meanwhile."""
+
+    @property
+    def results(self) -> list[RequestResult]:
+        return [record.result for record in self.records]
+
+
+@dataclass(slots=True)
+class _Tokens:
+    """When a request's tokens came, in seconds after it was due to be sent."""
+
+    due_s: float
+    """On the monotonic clock: when it was due to be sent."""
+    pieces: list[tuple[float, int]] = field(default_factory=list)
+    """Time and number of tokens of each response."""
+
+    def came(self, num_tokens: int) -> None:
+        self.pieces.append((time.monotonic() - self.due_s, num_tokens))
+
+    def spread(self, parameters: Mapping[str, Value]) -> None:
+        """Of an answer in one piece: put the first token where the server says, counted back from the end so that all
+        time outside the server lies before it, and the others evenly after it."""
+        end_s, _ = self.pieces[-1]
+        total_ms, ttft_ms = _number(parameters, "total_ms"), _number(parameters, "ttft_ms")
+        num_tokens = int(_number(parameters, "generated_tokens") or 0)
+        if total_ms is None or ttft_ms is None or num_tokens < 2:
+            return
+        first_s = end_s - (total_ms - ttft_ms) / 1e3
+        tpot_s = (end_s - first_s) / (num_tokens - 1)
+        self.pieces[:] = [(first_s + tpot_s * i, 1) for i in range(num_tokens)]
+
+
+def probe(address: str, model: str, timeout_s: float) -> tuple[str, ...]:
+    """Names of the model's inputs. Raises NotServedError if the server does not answer in time or lacks the model."""
+
+    async def ask() -> tuple[str, ...]:
+        wire = LoadWire(address, model, num_connections=1)
+        try:
+            return await wire.inputs(timeout_s)
+        finally:
+            await wire.close()
+
+    return asyncio.run(ask())
+
+
+def send_load(workload: Workload, target: Target, on_progress: Callable[[str], None] = lambda text: None) -> LoadRun:
+    """Replay ``workload`` on a server. Returns when every request is over, at most its timeout after the last was sent.
+
+    Raises NotServedError if the server cannot be reached at the start or lacks the model; later failures are recorded.
+    """
+    return asyncio.run(_send_load(workload, target, on_progress))
+
+
+async def _send_load(workload: Workload, target: Target, on_progress: Callable[[str], None]) -> LoadRun:
+    wire = LoadWire(target.address, target.model, num_connections=target.num_connections, unary=target.unary)
+    try:
+        await wire.inputs(target.timeout_s)
+        return await _Generator(workload, target, wire, on_progress).run()
+    finally:
+        await wire.close()
+
+
+class _Generator:
+    """One replay."""
+
+    def __init__(self, workload: Workload, target: Target, wire: LoadWire, on_progress: Callable[[str], None]) -> None:
+        self._workload, self._target, self._wire, self._on_progress = workload, target, wire, on_progress
+        self._slos = {name: slo_of(name, asked) for name, asked in target.slo_classes.items()}
+        self._stated = {name: slo_parameters(name, target) for name in target.slo_classes}
+        self._records: list[LoadRecord | None] = [None] * len(workload)
+        self._num_over = 0
+
+    async def run(self) -> LoadRun:
+        """Send everything at its time, wait for what is still open."""
+        open_requests: set[asyncio.Task[None]] = set()
+        cpu_s, start_s = time.process_time(), time.monotonic() + _LEAD_S
+        next_progress_s = start_s + _PROGRESS_S
+        for number, arrival in enumerate(self._workload.arrivals):
+            message = self._message(number, arrival)  # before its time, so that only sending is left then
+            due_s = start_s + arrival.at_s
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            task = asyncio.create_task(self._one(number, arrival, message, due_s))
+            open_requests.add(task)
+            task.add_done_callback(open_requests.discard)
+            if due_s >= next_progress_s:
+                next_progress_s = due_s + _PROGRESS_S
+                self._on_progress(f"{number + 1} of {len(self._workload)} sent, {len(open_requests)} open")
+        await asyncio.gather(*open_requests)
+        duration_s, cpu_s = time.monotonic() - start_s, time.process_time() - cpu_s
+        records = [record for record in self._records if record is not None]
+        assert len(records) == len(self._workload), "every request has one end"
+        return LoadRun(self._workload, self._target, records, duration_s, cpu_s)
+
+    def _message(self, number: int, arrival: Arrival) -> Any:
+        """The protocol's message; only the wire knows its type."""
+        ids = self._workload.prompt_ids(number, self._target.vocab_size)
+        prompt = " ".join(_WORDS[token_id % len(_WORDS)] for token_id in ids) if self._target.text else ids
+        options = {"max_tokens": arrival.output_tokens, "ignore_eos": True}
+        return self._wire.message(number, prompt, options | self._stated[arrival.slo_class])
+
+    async def _one(self, number: int, arrival: Arrival, message: Any, due_s: float) -> None:
+        tokens = _Tokens(due_s)
+        lag_s = time.monotonic() - due_s
+        answer = await self._wire.send(message, self._target.timeout_s, tokens.came)
+        over_s = time.monotonic() - due_s
+        if answer.status == "OK" and self._target.unary:
+            tokens.spread(answer.parameters)
+        result = self._result(number, arrival, answer, tokens, over_s)
+        self._records[number] = _record(result, lag_s, answer)
+
+    def _result(self, number: int, arrival: Arrival, answer: Answer, tokens: _Tokens, over_s: float) -> RequestResult:
+        if answer.status != "OK":
+            outcome = OUTCOME_OF.get(answer.status, "failed")
+            return RequestResult(number, arrival.at_s, arrival.slo_class, outcome, 0.0, over_s)
+        total_s = tokens.pieces[-1][0]
+        times = [at_s for at_s, num_tokens in tokens.pieces for _ in range(num_tokens)]
+        ratio = lateness(self._slos[arrival.slo_class], times, total_s)
+        late = ratio is not None and ratio > 1.0
+        late = late or (self._target.unary and answer.parameters.get("slo_met") is False)
+        quality = _number(answer.parameters, "quality")
+        generated = _number(answer.parameters, "generated_tokens")
+        return RequestResult(
+            arrival=number,
+            at_s=arrival.at_s,
+            slo_class=arrival.slo_class,
+            outcome="missed" if late else "met",
+            quality=self._target.quality if quality is None else quality,
+            total_s=total_s,
+            ttft_s=times[0] if times else None,
+            tpot_s=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
+            generated_tokens=len(times) if generated is None else int(generated),
+            lateness_ratio=ratio,
+            operating_point=str(answer.parameters.get("operating_point", "")),
+        )
+
+
+def lateness(slo: SLO, token_times_s: Sequence[float], total_s: float) -> float | None:
+    """Largest (latency / latency asked) of an answer whose tokens came at these times; None if nothing was asked."""
+    meter = LatenessMeter(slo)
+    for at_s in token_times_s:
+        meter.token(at_s)
+    return meter.finished(total_s)
+
+
+def slo_of(name: str, asked: SLOClass) -> SLO:
+    """A class of the configuration as what a request asks for."""
+    deadline_s, ttft_s, tpot_s = (
+        math.inf if ms is None else ms / 1e3 for ms in (asked.deadline_ms, asked.ttft_ms, asked.tpot_ms)
+    )
+    return SLO(name, deadline_s, ttft_s, tpot_s, asked.min_quality or 0.0, asked.priority)
+
+
+def slo_parameters(name: str, target: Target) -> dict[str, Value]:
+    """The request parameters that state a class's SLO."""
+    if target.slo_as == "class":
+        return {"slo_class": name}
+    if target.slo_as == "none":
+        return {}
+    asked = target.slo_classes[name]
+    numbers: dict[str, float | None] = {
+        "slo_ms": asked.deadline_ms,
+        "ttft_ms": asked.ttft_ms,
+        "tpot_ms": asked.tpot_ms,
+        "min_quality": asked.min_quality,
+    }
+    return {key: float(value) for key, value in numbers.items() if value is not None}
+
+
+def _record(result: RequestResult, lag_s: float, answer: Answer) -> LoadRecord:
+    verdict = answer.parameters.get("slo_met")
+    return LoadRecord(
+        result=result,
+        lag_s=lag_s,
+        status=answer.status,
+        message=answer.message,
+        slo_met=verdict if isinstance(verdict, bool) else None,
+        predicted_ms=_number(answer.parameters, "predicted_ms"),
+        queue_ms=_number(answer.parameters, "queue_ms"),
+        server_total_ms=_number(answer.parameters, "total_ms"),
+    )
+
+
+def _number(parameters: Mapping[str, Value], key: str) -> float | None:
+    value = parameters.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
