@@ -47,8 +47,8 @@ class Clockwork(MaxQuality):
         if not waiting and not running:
             return StepPlan((), drops)
         clock = _Clock(now, running, self._price_lists.of(cost_model, [*running, *waiting]), cost_model)
-        lost = [r for r in waiting if not r.has_started and clock.is_late(r)]
-        waiting = [r for r in waiting if r.has_started or r not in lost] if lost else waiting
+        lost = {r: None for r in waiting if not r.has_started and clock.is_late(r)}
+        waiting = [r for r in waiting if r not in lost] if lost else waiting
         drops += [Drop(r, DropReason.HOPELESS) for r in lost]
         slices = self._slices(clock, waiting, running, Room(capacity, running, self.limits))
         return StepPlan(slices, drops, cost_model.predict_s(slices))
@@ -82,6 +82,7 @@ class _Clock:
     def __init__(self, now: float, running: Sequence[Request], prices: LevelCosts, model: StepCostModel) -> None:
         self._now, self._prices = now, prices
         self._slowness = model.correction.upper("mixed")
+        self._fixed_s: dict[int, float] = {}
         self.decoding = sorted((r for r in running if r.pending_tokens == 1), key=by_urgency)
         self._num_running = len(running)
         self._keys = sum(r.known_tokens for r in running)
@@ -89,13 +90,14 @@ class _Clock:
 
     def row_s(self, request: Request) -> float:
         """A row of its prompt."""
-        row_s: float = self._prices.row_s[-1] + request.prompt_tokens * self._prices.pair_s[-1]
-        return row_s * self._slowness
+        return (self._prices.row[-1] + request.prompt_tokens * self._prices.pair[-1]) * self._slowness
 
     def step_s(self, num_sequences: int, keys: int) -> float:
         """A step in which so many sequences decode."""
         prices = self._prices
-        raw_s: float = prices.fixed_s(num_sequences)[-1] + num_sequences * prices.decode_s[-1] + keys * prices.key_s[-1]
+        if num_sequences not in self._fixed_s:
+            self._fixed_s[num_sequences] = float(prices.fixed_s(num_sequences)[-1])
+        raw_s = self._fixed_s[num_sequences] + num_sequences * prices.decode[-1] + keys * prices.key[-1]
         return raw_s * self._slowness
 
     def time_for_prompts_s(self) -> float:
