@@ -67,6 +67,10 @@ def main() -> None:
             "notes": list(trace.notes),
             "classes": {c: {k: v for k, v in vars(classes[c]).items() if v} for c in SHARES}, "runs": [],
         }  # fmt: skip
+        path_out = RESULTS / f"slo_{name}.json"
+        if args.add and path_out.is_file():
+            document = json.loads(path_out.read_text(encoding="utf-8"))
+            unit = document["capacity"]
         for load in args.loads:
             workload = trace.window(num_requests=max(20, round(load * unit * args.seconds))).at_rate(load * unit)
             # In an order of its own at each load, so that a drift of the machine favours nobody.
@@ -74,12 +78,13 @@ def main() -> None:
                 run = {"policy": policy, "load": load, "requests": len(workload)}
                 run |= _real(workload, policy, args.threads)
                 run["simulated"] = simulate(workload, replace(setup, policy=policy)).summary.to_dict()
-                document["runs"].append(run)
+                others = [r for r in document["runs"] if (r["policy"], r["load"]) != (policy, load)]
+                document["runs"] = [*others, run]
                 print(
                     f"{name} {load:g} {policy}: {_line(run['summary'])} | simulated {_line(run['simulated'])}",
                     file=sys.stderr,
                 )
-                (RESULTS / f"slo_{name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+                path_out.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def _real(workload: Workload, policy: str, threads: int) -> dict[str, Any]:
@@ -113,6 +118,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--policies", type=_words, default=list(POLICIES), help="default: all")
     parser.add_argument("--loads", type=_numbers, default=list(LOADS), help="default 0.3,0.6,1,1.5,2,3")
+    parser.add_argument(
+        "--add", action="store_true", help="keep the runs that the result file has, but for those redone"
+    )
     args = parser.parse_args()
     if args.code is None and args.conv is None:
         parser.error("give --code, --conv or both: the traces of github.com/Azure/AzurePublicDataset")
