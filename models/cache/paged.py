@@ -159,7 +159,7 @@ class PagedKVCache:
             raise ValueError("widen: the sub-network leaves out layers that the sequence has pages in")
         if len(missing) * seq.num_blocks > self.free_pages:
             raise OutOfPages(len(missing) * seq.num_blocks, self.free_pages)
-        pages = np.empty((len(missing), 0), np.int32)
+        pages: PageIds = np.empty((len(missing), 0), np.int32)
         if seq.num_blocks:
             room = max(self._num_blocks(seq.expected_tokens), seq.num_blocks)
             anew = np.full(len(missing), -1, np.int32)
