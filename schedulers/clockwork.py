@@ -13,10 +13,9 @@ from collections.abc import Sequence
 
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.deadline_order import by_urgency, in_line, merged
-from stepwell.schedulers.expiry import drop_expired
-from stepwell.schedulers.max_quality import MaxQuality
-from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, Slice, StepPlan
-from stepwell.schedulers.prices import LevelCosts, PriceLists
+from stepwell.schedulers.plan import Capacity, Drop, DropReason, Slice, StepPlan
+from stepwell.schedulers.priced import Priced
+from stepwell.schedulers.prices import LevelCosts
 from stepwell.schedulers.request import Phase, Request
 from stepwell.schedulers.room import Room
 
@@ -24,34 +23,27 @@ MIN_CHUNK = 16
 """Tokens of a prompt that a step computes in any case."""
 
 
-class Clockwork(MaxQuality):
+class Clockwork(Priced):
     """See the module. Without a cost model nothing is predicted: the same as ``max_quality``."""
 
     name = "clockwork"
 
-    def __init__(self, limits: Limits) -> None:
-        super().__init__(limits)
-        self._price_lists = PriceLists()
-
-    def plan(
+    def decide(
         self,
         now: float,
         waiting: Sequence[Request],
         running: Sequence[Request],
         capacity: Capacity,
-        cost_model: CostModel | None,
+        model: StepCostModel,
+        drops: list[Drop],
     ) -> StepPlan:
-        if not isinstance(cost_model, StepCostModel):
-            return super().plan(now, waiting, running, capacity, cost_model)
-        drops, waiting, running = drop_expired(now, waiting, running)
-        if not waiting and not running:
-            return StepPlan((), drops)
-        clock = _Clock(now, running, self._price_lists.of(cost_model, [*running, *waiting]), cost_model)
+        """See :class:`~stepwell.schedulers.priced.Priced`."""
+        clock = _Clock(now, running, self.price_lists.of(model, [*running, *waiting]), model)
         lost = {r: None for r in waiting if not r.has_started and clock.is_late(r)}
         waiting = [r for r in waiting if r not in lost] if lost else waiting
         drops += [Drop(r, DropReason.HOPELESS) for r in lost]
         slices = self._slices(clock, waiting, running, Room(capacity, running, self.limits))
-        return StepPlan(slices, drops, cost_model.predict_s(slices))
+        return StepPlan(slices, drops, model.predict_s(slices))
 
     def _slices(self, clock: _Clock, waiting: Sequence[Request], running: Sequence[Request], room: Room) -> list[Slice]:
         slices = [Slice(r, 1, self.point_of(r)) for r in clock.decoding[: self.limits.max_step_tokens]]

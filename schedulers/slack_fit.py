@@ -20,10 +20,9 @@ import numpy as np
 
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.deadline_order import by_urgency, in_line
-from stepwell.schedulers.expiry import drop_expired
-from stepwell.schedulers.max_quality import MaxQuality
-from stepwell.schedulers.plan import Capacity, CostModel, Limits, Slice, StepPlan
-from stepwell.schedulers.prices import LevelCosts, PriceLists, point_at
+from stepwell.schedulers.plan import Capacity, Drop, Slice, StepPlan
+from stepwell.schedulers.priced import Priced
+from stepwell.schedulers.prices import LevelCosts, point_at
 from stepwell.schedulers.request import OperatingPoint, Phase, Request
 from stepwell.schedulers.room import Room
 from stepwell.schedulers.work import Array
@@ -32,35 +31,30 @@ NUM_BUCKETS = 64
 """Latency buckets between the smallest pair and the largest."""
 
 
-class SlackFit(MaxQuality):
+class SlackFit(Priced):
     """See the module. Without a cost model, everybody runs at the best point allowed."""
 
     name = "slack_fit"
 
-    def __init__(self, limits: Limits) -> None:
-        super().__init__(limits)
-        self._price_lists = PriceLists()
-
-    def plan(
+    def decide(
         self,
         now: float,
         waiting: Sequence[Request],
         running: Sequence[Request],
         capacity: Capacity,
-        cost_model: CostModel | None,
+        model: StepCostModel,
+        drops: list[Drop],
     ) -> StepPlan:
-        if not isinstance(cost_model, StepCostModel):
-            return super().plan(now, waiting, running, capacity, cost_model)
-        drops, waiting, running = drop_expired(now, waiting, running)
+        """See :class:`~stepwell.schedulers.priced.Priced`."""
         room = Room(capacity, running, self.limits)
         queue = sorted(chain(running, in_line(waiting)[: room.seats]), key=by_urgency)
         if not queue:
             return StepPlan((), drops)
-        prices = self._price_lists.of(cost_model, queue)
-        latencies = self._latencies(queue, prices) * cost_model.correction.upper("mixed")
+        prices = self.price_lists.of(model, queue)
+        latencies = self._latencies(queue, prices) * model.correction.upper("mixed")
         batch, level = fit(latencies, slack_s(queue[0], now, self.limits.max_step_tokens))
         slices = self._slices(queue[:batch], level, room)
-        return StepPlan(slices, drops, cost_model.predict_s(slices))
+        return StepPlan(slices, drops, model.predict_s(slices))
 
     def _latencies(self, queue: Sequence[Request], prices: LevelCosts) -> Array:
         """[units, levels]: seconds of a step of the first so many units, all at one level."""

@@ -22,12 +22,11 @@ import numpy as np
 from stepwell.schedulers.admission import Admission
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.deadline_order import in_line
-from stepwell.schedulers.expiry import drop_expired
 from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, Candidate, StepFill, longest_s
-from stepwell.schedulers.max_quality import MaxQuality
 from stepwell.schedulers.outlook import Dues, Outlook
 from stepwell.schedulers.pace import ANSWER_S, Assignment, affordable, assign, bill, limited_spans
 from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, Slice, StepPlan
+from stepwell.schedulers.priced import Priced
 from stepwell.schedulers.prices import PriceLists
 from stepwell.schedulers.promises import Promises
 from stepwell.schedulers.request import Request
@@ -38,38 +37,31 @@ TOLERANCE = 1.1
 """By how much a step's exact prediction may exceed its estimate before the step is filled anew."""
 
 
-class Staircase(MaxQuality):
+class Staircase(Priced):
     """See the module."""
 
     name = "staircase"
 
-    def __init__(self, limits: Limits) -> None:
-        super().__init__(limits)
-        self._price_lists = PriceLists()
-
-    def plan(
+    def decide(
         self,
         now: float,
         waiting: Sequence[Request],
         running: Sequence[Request],
         capacity: Capacity,
-        cost_model: CostModel | None,
+        model: StepCostModel,
+        drops: list[Drop],
     ) -> StepPlan:
-        if not isinstance(cost_model, StepCostModel):
-            return super().plan(now, waiting, running, capacity, cost_model)
-        drops, waiting, running = drop_expired(now, waiting, running)
-        if not waiting and not running:
-            return StepPlan((), drops)
+        """See :class:`~stepwell.schedulers.priced.Priced`."""
         now += ANSWER_S
         line = in_line(waiting)
-        situation = self._situation(now, line, running, cost_model)
+        situation = self._situation(now, line, running, model)
         if lost := situation.hopeless():
             drops += lost
             gone = {drop.request for drop in lost}
             line = [r for r in line if r not in gone]
             if not line and not running:
                 return StepPlan((), drops)
-            situation = self._situation(now, line, running, cost_model)
+            situation = self._situation(now, line, running, model)
         slices, predicted_s = situation.step(capacity)
         return StepPlan(slices, drops, predicted_s)
 
@@ -77,7 +69,7 @@ class Staircase(MaxQuality):
         self, now: float, line: Sequence[Request], running: Sequence[Request], model: StepCostModel
     ) -> _Situation:
         outlook = Outlook(now, line, running, self.limits.max_running)
-        return _Situation(outlook, line, model, self._price_lists, self.limits)
+        return _Situation(outlook, line, model, self.price_lists, self.limits)
 
     def admission(
         self, now: float, waiting: Sequence[Request], running: Sequence[Request], cost_model: CostModel | None
@@ -85,7 +77,7 @@ class Staircase(MaxQuality):
         """The demand bound at the smallest points."""
         if not isinstance(cost_model, StepCostModel):
             return None
-        return Promises(now + ANSWER_S, waiting, running, cost_model, self.limits, self._price_lists)
+        return Promises(now + ANSWER_S, waiting, running, cost_model, self.limits, self.price_lists)
 
 
 class _Situation:

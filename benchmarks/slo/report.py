@@ -25,7 +25,7 @@ HEADER = (
 LEGEND = (
     "*Attained*: met, of all sent, by the client's clock from when each was due to be sent. *Quality*: of what was "
     "served, every token at its own level. *Worst late*: latency over latency asked. *fixed:min*: everyone at the "
-    "smallest level, the bound of what any policy can attain."
+    "smallest level and nobody refused: the bound of what can be attained, as long as that keeps up."
 )
 Runs = Mapping[tuple[str, float], Mapping[str, Any]]
 

@@ -24,18 +24,18 @@ def add_workload(group: argparse._ActionsContainer) -> None:
     source.add_argument("--trace", type=Path, metavar="F", help="Azure CSV or Mooncake JSON lines")
     source.add_argument("--synthetic", metavar="KIND:...", help="e.g. poisson:rate=5 or gamma:rate=5,cv=4,prompt=200")
     rate = group.add_mutually_exclusive_group()
-    rate.add_argument("--rate", type=_positive, metavar="R", help="stretch time so that R requests a second arrive")
-    rate.add_argument("--load", type=_positive, metavar="X", help="the same, to X times --capacity")
-    group.add_argument("--capacity", type=_positive, metavar="R", help="requests/s that are load 1 (default: simulate)")
+    rate.add_argument("--rate", type=positive, metavar="R", help="stretch time so that R requests a second arrive")
+    rate.add_argument("--load", type=positive, metavar="X", help="the same, to X times --capacity")
+    group.add_argument("--capacity", type=positive, metavar="R", help="requests/s that are load 1 (default: simulate)")
     group.add_argument("--start", type=float, default=0.0, metavar="S", help="skip the first S seconds of the trace")
     group.add_argument(
         "--requests", type=int, metavar="N", help=f"take N (default {DEFAULT_REQUESTS}, or all of --duration)"
     )
-    group.add_argument("--duration", type=_positive, metavar="S", help="stop sending after S seconds")
+    group.add_argument("--duration", type=positive, metavar="S", help="stop sending after S seconds")
     group.add_argument(
         "--slo-class",
         action="append",
-        type=_share,
+        type=share,
         metavar="NAME:SHARE",
         help="mix of classes; give it once for each (default: all classes with a latency, in equal shares)",
     )
@@ -49,7 +49,7 @@ def add_target(group: argparse._ActionsContainer) -> None:
     group.add_argument("--config", metavar="F", help="the server's YAML: here for its slo_classes")
     group.add_argument("--slo-as", choices=("class", "numbers", "none"), default="class", help="how the SLO is told")
     group.add_argument("--unary", action="store_true", help="ask for whole answers: no stream, less work on both sides")
-    group.add_argument("--timeout", type=_positive, default=60.0, metavar="S", help="of each request (default 60)")
+    group.add_argument("--timeout", type=positive, default=60.0, metavar="S", help="of each request (default 60)")
     group.add_argument("--connections", type=int, default=4, metavar="N", help="default %(default)s")
     group.add_argument(
         "--quality", type=_fraction, default=1.0, metavar="Q", help="of a server that reports none (default 1.0)"
@@ -116,7 +116,8 @@ def make_workload(
     return workload.window(duration_s=args.duration) if args.duration else workload
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """Type of an option: a number > 0."""
     value = float(text)
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be > 0 and finite, got {text}")
@@ -129,6 +130,7 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _share(text: str) -> tuple[str, float]:
-    name, colon, share = text.partition(":")
-    return name, _positive(share) if colon else 1.0
+def share(text: str) -> tuple[str, float]:
+    """Type of an option: NAME:SHARE, or NAME for a share of 1."""
+    name, colon, number = text.partition(":")
+    return name, positive(number) if colon else 1.0

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwell.serving.cli.bench_options import class_shares
+from stepwell.serving.cli.bench_options import class_shares, positive, share
 from stepwell.serving.cli.output import UsageError, add_json_option, print_json, say, table
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=DEFAULT_REQUESTS, metavar="N", help="default %(default)s")
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="skip the first S seconds of the trace")
     parser.add_argument("--load", type=_numbers, default=DEFAULT_LOADS, metavar="X,X", help="default %(default)s")
-    parser.add_argument("--capacity", type=_positive, metavar="R", help="requests/s that are load 1 (default: measure)")
+    parser.add_argument("--capacity", type=positive, metavar="R", help="requests/s that are load 1 (default: measure)")
     parser.add_argument(
         "--slo-class",
         action="append",
-        type=_share,
+        type=share,
         metavar="NAME:SHARE",
         help="mix of classes; give it once for each (default: all classes with a latency, in equal shares)",
     )
@@ -206,17 +206,5 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be > 0 and finite, got {text}")
-    return value
-
-
 def _numbers(text: str) -> list[float]:
-    return [_positive(part) for part in text.split(",")]
-
-
-def _share(text: str) -> tuple[str, float]:
-    name, colon, share = text.partition(":")
-    return name, _positive(share) if colon else 1.0
+    return [positive(part) for part in text.split(",")]
