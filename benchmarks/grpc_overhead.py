@@ -52,7 +52,7 @@ class BareEngine:
 
     def complete(self) -> None:
         """One request for one token."""
-        engine = self.hosted.engine
+        engine = self.hosted.host.engine
         request = Request("r", time.monotonic(), SLO(), (self.point,), len(self.prompt), 1)
         engine.submit(GenerationJob(request, self.prompt, SamplingParams()), lambda event: None)
         while engine.has_work:

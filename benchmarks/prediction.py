@@ -109,7 +109,8 @@ def open_trials(model: str) -> tuple[LoadedModel, TrialRunner, dict[str, Operati
     """The model as it would be served, its operating points, and its profile, freshly measured."""
     config = ModelConfig(model, kv_cache_tokens=70 * 1024)
     loaded, cache, points = prepare(config)
-    profile = measure_profile(loaded, points, cache, profile_key(loaded, config.packed_weights_ratio))
+    key = profile_key(loaded.path, loaded.decoder.dtype, config.packed_weights_ratio)
+    profile = measure_profile(loaded, points, cache, key)
     warm_up(loaded.decoder, cache, loaded.ladders)
     return loaded, TrialRunner(loaded.decoder, cache, loaded.ladders), points, profile
 
@@ -128,7 +129,7 @@ def main() -> None:
     trials = [random_trial(rng, default, loaded.config.max_positions) for _ in range(2 * options.steps)]
     trials = [trial for trial in trials if trial]
     slow_from = len(trials) // 2
-    timed = run_trials(runner, profile.cost_model(loaded), trials, slow_from)
+    timed = run_trials(runner, profile.cost_model(loaded.ladders), trials, slow_from)
     steps = recovery_steps(timed, slow_from)
     rows = rows_of(timed[NUM_WARM:slow_from], "steady")
     rows += rows_of(timed[slow_from + 50 :], "from 50 steps after a slow-down to half speed")

@@ -35,16 +35,22 @@ class ModelLoadError(ValueError):
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to run."""
+class ModelFiles:
+    """All that a model's files say, but for its weights."""
 
     name: str
     path: Path
     config: DecoderConfig
-    decoder: Decoder
     tokenizer: Tokenizer | None
     """None if the checkpoint has no ``tokenizer.json``: then it takes and gives token ids only."""
     ladders: LadderSet
+
+
+@dataclass(frozen=True)
+class LoadedModel(ModelFiles):
+    """A model ready to run."""
+
+    decoder: Decoder
 
 
 def shipped_models() -> list[str]:
@@ -62,6 +68,17 @@ def open_model(spec: str, dtype: torch.dtype | None = None) -> LoadedModel:
 
     Raises ModelLoadError naming the file, the field, the value and the remedy.
     """
+    return load_weights(read_files(spec), dtype)
+
+
+def load_weights(files: ModelFiles, dtype: torch.dtype | None = None) -> LoadedModel:
+    """The model of ``files`` with its weights, in ``dtype`` (None = the one ``config.json`` states)."""
+    decoder = _load_decoder(files.path, files.config, dtype or files.config.dtype)
+    return LoadedModel(**vars(files), decoder=decoder)
+
+
+def read_files(spec: str) -> ModelFiles:
+    """Everything of a model but its weights; ``spec`` and errors as in :func:`open_model`."""
     directory = _locate(spec)
     try:
         config = DecoderConfig.from_directory(directory)
@@ -72,8 +89,7 @@ def open_model(spec: str, dtype: torch.dtype | None = None) -> LoadedModel:
         ladders = load_ladders(ladder_file, architecture) if ladder_file.is_file() else full_size_only(architecture)
     except ValueError as error:
         raise ModelLoadError(str(error)) from error
-    decoder = _load_decoder(directory, config, dtype or config.dtype)
-    return LoadedModel(Path(os.path.abspath(spec)).name, directory, config, decoder, tokenizer, ladders)
+    return ModelFiles(Path(os.path.abspath(spec)).name, directory, config, tokenizer, ladders)
 
 
 def save_checkpoint(directory: Path, decoder: Decoder, document: Mapping[str, Any]) -> None:

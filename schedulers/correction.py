@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
+KINDS = ("decode", "mixed")
+"""Steps that are predicted, and corrected, apart: those in which everybody generates a token, and all others."""
 WINDOW = 128
 """Ratios remembered."""
 RECENT = 8

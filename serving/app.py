@@ -6,13 +6,15 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from stepwell.serving.config import ServerConfig
 from stepwell.serving.data_plane import DataPlane
+from stepwell.serving.engine_process.host import open_in_process
 from stepwell.serving.grpc.server import GrpcServer
-from stepwell.serving.hosting import OpenModel, open_decoder
+from stepwell.serving.hosting import OpenModel
 from stepwell.serving.http import HttpServer
 from stepwell.serving.metrics import Metrics
 from stepwell.serving.served_model import ServedModel
@@ -27,9 +29,11 @@ _CLOSE_S = 2.0
 class Server:
     """Serves what ``config`` says. ``start``, ``stop`` and ``run`` are coroutines of one event loop."""
 
-    def __init__(self, config: ServerConfig, open_model: OpenModel = open_decoder) -> None:
-        """``open_model`` turns a model's configuration into a hosted model."""
+    def __init__(self, config: ServerConfig, open_model: OpenModel | None = None) -> None:
+        """``open_model`` turns a model's configuration into a hosted model; by default its engine gets a process of its
+        own."""
         self.config = config
+        open_model = open_model or partial(open_in_process, threads=config.threads)
         self.metrics = Metrics(slo_classes=config.slo_classes)
         models = [ServedModel(model, self.metrics, open_model) for model in config.models]
         self.plane = DataPlane(models, config, self.metrics)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 from stepwell.schedulers.request import Request
 from stepwell.serving.call import GenerateCall
 from stepwell.serving.config import ServerConfig
-from stepwell.serving.engine.engine import Engine
+from stepwell.serving.engine.host import EngineHost
 from stepwell.serving.engine.job import GenerationJob
 from stepwell.serving.engine.points import allowed_points, may_switch
-from stepwell.serving.errors import RequestError, Status, not_found
+from stepwell.serving.errors import RefusedError, RequestError, Status, not_found
 from stepwell.serving.handoff import Chunk, Mailbox
 from stepwell.serving.metrics import Metrics
 from stepwell.serving.prompt import choose_max_tokens, pinned_point, prompt_ids
 from stepwell.serving.served_model import VERSION, ModelState, ServedModel
 from stepwell.serving.slo import parse_slo, stated_class
+
+_log = logging.getLogger(__name__)
 
 
 class DataPlane:
@@ -41,6 +45,7 @@ class DataPlane:
         self._clock = clock
         self._numbers = itertools.count(1)
         # Loading and draining take long: a thread for each model, none of them one that tokenises.
+        self._reloading: set[asyncio.Task[None]] = set()
         self._workers = ThreadPoolExecutor(max(1, len(self.models)), thread_name_prefix="stepwell-load")
 
     async def start(self) -> None:
@@ -98,7 +103,27 @@ class DataPlane:
         loop = asyncio.get_running_loop()
         async with served.changing:
             if served.state is not ModelState.READY:
-                await loop.run_in_executor(self._workers, served.load, loop)
+                await loop.run_in_executor(self._workers, served.load, loop, partial(self._lost, served))
+
+    def _lost(self, served: ServedModel, reason: str) -> None:
+        """Load it again, for as long as that takes."""
+        _log.error("model %s: %s; loading it again", served.name, reason)
+        served.lost(reason)
+        task = asyncio.get_running_loop().create_task(self._reload(served))
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+
+    async def _reload(self, served: ServedModel) -> None:
+        for delay_s in itertools.chain((0.0, 1.0, 5.0), itertools.repeat(30.0)):
+            await asyncio.sleep(delay_s)
+            if self.draining or served.state is not ModelState.UNAVAILABLE:
+                return
+            try:
+                await self._load(served)
+            except Exception:
+                _log.exception("model %s: cannot be loaded again yet", served.name)
+            else:
+                return
 
     async def _unload(self, served: ServedModel, grace_s: float) -> None:
         async with served.changing:
@@ -119,20 +144,20 @@ class DataPlane:
             while not ticket.finished:
                 yield await ticket.next()
 
-    async def submit(self, call: GenerateCall, whole: bool) -> tuple[Engine, str, Mailbox]:
-        """Check a call and hand it to its model's engine. Returns the engine, the request's id there, and where
-        its output arrives."""
+    async def submit(self, call: GenerateCall, whole: bool) -> tuple[EngineHost, str, Mailbox]:
+        """Check a call and hand it to its model's engine. Returns that, the request's id there, and where its output
+        arrives."""
         arrival_s = self._clock()
         served = self.model(call.model)
         with self._counting_refusals(served, call, arrival_s):
             if self.draining:
                 raise _draining()
             job = await self._job(served, call, arrival_s)
-            engine = served.hosted.engine
+            host = served.hosted.host
             mailbox = Mailbox(served.hub, whole=whole)
-            engine.submit(job, mailbox.sink)
+            await host.submit(job, mailbox.sink)
         served.statistics.request_prepared(self._clock() - arrival_s)
-        return engine, job.request.request_id, mailbox
+        return host, job.request.request_id, mailbox
 
     async def _job(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> GenerationJob:
         hosted, config = served.hosted, self._config
@@ -166,6 +191,8 @@ class DataPlane:
     def _counting_refusals(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> Iterator[None]:
         try:
             yield
+        except RefusedError:
+            raise
         except RequestError as error:
             served.statistics.request_refused(self._clock() - arrival_s)
             if error.code is Status.UNAVAILABLE:
@@ -184,7 +211,7 @@ class _Ticket:
         self.finished = False
 
     async def __aenter__(self) -> _Ticket:
-        self._engine, self._request_id, self._mailbox = await self._plane.submit(self._call, self._whole)
+        self._host, self._request_id, self._mailbox = await self._plane.submit(self._call, self._whole)
         return self
 
     async def next(self) -> Chunk:
@@ -197,7 +224,7 @@ class _Ticket:
 
     async def __aexit__(self, *exc_info: object) -> None:
         if not self.finished:
-            self._engine.cancel(self._request_id)
+            self._host.cancel(self._request_id)
 
 
 def _draining() -> RequestError:

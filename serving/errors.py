@@ -31,6 +31,10 @@ class RequestError(Exception):
         """When trying again may help, in milliseconds from now; None if unknown or pointless."""
 
 
+class RefusedError(RequestError):
+    """The engine did not let it in, and has counted that."""
+
+
 def invalid(field: str, problem: str, value: object, remedy: str) -> RequestError:
     """INVALID_ARGUMENT as ``FIELD: PROBLEM, got VALUE; REMEDY``. Long values are cut."""
     return RequestError(Status.INVALID_ARGUMENT, f"{field}: {problem}, got {_short(value)}; {remedy}")

@@ -13,8 +13,9 @@ import torch
 from stepwell.models.cache import OutOfPages, PagedKVCache
 from stepwell.models.config import DecoderConfig
 from stepwell.models.decoder import Decoder
+from stepwell.models.kernels.linear import can_pack
 from stepwell.models.ladder import LadderSet
-from stepwell.models.loader import LoadedModel, open_model
+from stepwell.models.loader import LoadedModel, ModelFiles, load_weights, read_files
 from stepwell.models.packed import PackedBatch, PackedSequence
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.plan import Limits
@@ -22,15 +23,17 @@ from stepwell.schedulers.registry import create_policy
 from stepwell.schedulers.request import OperatingPoint
 from stepwell.serving.config import MIB, ModelConfig
 from stepwell.serving.engine.engine import Engine
+from stepwell.serving.engine.host import EngineHost
 from stepwell.serving.engine.observer import EngineObserver
 from stepwell.serving.engine.points import UnitParameters, operating_points
+from stepwell.serving.engine.thread_host import ThreadHost
 from stepwell.serving.profiles import load_or_measure
 from stepwell.serving.runner import DecoderRunner
 
 if TYPE_CHECKING:
     from stepwell.models.tokenizer import Tokenizer
 
-_DTYPES: Mapping[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KV_DTYPE = torch.float32
 """Keys and values are float32 for every model: on the CPU, torch's attention of a single query takes 2.6
 times longer over bfloat16 keys (``benchmarks/results/attention.md``)."""
@@ -45,9 +48,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HostedModel:
-    """A model in memory with its engine, and what requests are checked against."""
+    """A model that is served: where its engine runs, and what requests are checked against."""
 
-    engine: Engine
+    host: EngineHost
     tokenizer: Tokenizer | None
     ladders: LadderSet
     points: Mapping[str, OperatingPoint]
@@ -59,11 +62,34 @@ class HostedModel:
     vocab_size: int
     cache_bytes: int
     """Memory of the key-value cache."""
-    cost_model: StepCostModel
-    """What the engine predicts its steps with."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, files: ModelFiles, host: EngineHost) -> HostedModel:
+        """A model whose engine, wherever it runs, was opened from these files."""
+        ladders, units = files.ladders, unit_parameters(files.config)
+        points = operating_points(ladders, units)
+        return cls(
+            host=host,
+            tokenizer=files.tokenizer,
+            ladders=ladders,
+            points=points,
+            parameters_of={name: units.of(ladders.subnet(name)) for name in points},
+            context_length=files.config.max_positions,
+            vocab_size=files.config.vocab_size,
+            cache_bytes=cache_pages(config, files.config) * page_bytes(config, files.config),
+        )
 
 
 OpenModel = Callable[[ModelConfig, EngineObserver], HostedModel]
+"""Opens a model; its host is not started yet. Raises ValueError if it cannot."""
+
+
+def run_dtype(config: ModelConfig, stated: torch.dtype) -> torch.dtype:
+    """The type that the weights of a checkpoint run in, which states its own: with ``dtype: auto`` that, unless this
+    processor has no instructions for it. Without them bfloat16 takes 4 times as long as float32."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    return stated if can_pack(stated) or not can_pack(torch.float32) else torch.float32
 
 
 def prepare(config: ModelConfig) -> tuple[LoadedModel, PagedKVCache, dict[str, OperatingPoint]]:
@@ -71,7 +97,11 @@ def prepare(config: ModelConfig) -> tuple[LoadedModel, PagedKVCache, dict[str, O
 
     Raises ValueError naming the file or field and the remedy.
     """
-    loaded = open_model(config.source, _DTYPES[config.dtype])
+    files = read_files(config.source)
+    dtype = run_dtype(config, files.config.dtype)
+    if dtype != files.config.dtype and config.dtype == "auto":
+        _log.info("%s: runs in %s, this processor has no fast %s", files.name, dtype, files.config.dtype)
+    loaded = load_weights(files, dtype)
     loaded.decoder.prepare_serving(packed_bytes(config, loaded), ffn_widths(loaded.ladders))
     cache = PagedKVCache(
         loaded.config.num_layers,
@@ -85,35 +115,43 @@ def prepare(config: ModelConfig) -> tuple[LoadedModel, PagedKVCache, dict[str, O
 
 
 def open_decoder(config: ModelConfig, observer: EngineObserver) -> HostedModel:
+    """Load a decoder whose engine runs in a thread. Raises ValueError naming the file or field and the remedy."""
+    opened = open_engine(config, observer)
+    host = ThreadHost(opened.engine, opened.cost_model.correction, name=config.display_name)
+    return HostedModel.of(config, opened.loaded, host)
+
+
+@dataclass(frozen=True)
+class OpenedEngine:
+    """An engine that nothing runs yet."""
+
+    loaded: LoadedModel
+    engine: Engine
+    points: Mapping[str, OperatingPoint]
+    """All operating points by name."""
+    cost_model: StepCostModel
+    """What the engine predicts its steps with."""
+
+
+def open_engine(config: ModelConfig, observer: EngineObserver) -> OpenedEngine:
     """Load a decoder and build its engine. Raises ValueError naming the file or field and the remedy."""
     loaded, cache, points = prepare(config)
-    decoder_config, ladders, units = loaded.config, loaded.ladders, unit_parameters(loaded.config)
     limits = Limits(config.max_step_tokens, config.max_running, config.max_waiting)
     policy = create_policy(config.policy, limits)
     predictor = cost_model(config, loaded, points, cache)
-    warm_up(loaded.decoder, cache, ladders, config.max_step_tokens)
+    warm_up(loaded.decoder, cache, loaded.ladders, config.max_step_tokens)
     engine = Engine(
         runner=DecoderRunner(loaded.decoder, cache),
         cache=cache,
         policy=policy,
         tokenizer=loaded.tokenizer,
-        ladders=ladders,
+        ladders=loaded.ladders,
         limits=limits,
-        eos_token_ids=decoder_config.eos_token_ids,
+        eos_token_ids=loaded.config.eos_token_ids,
         cost_model=predictor,
         observer=observer,
     )
-    return HostedModel(
-        engine=engine,
-        tokenizer=loaded.tokenizer,
-        ladders=ladders,
-        points=points,
-        parameters_of={name: units.of(ladders.subnet(name)) for name in points},
-        context_length=decoder_config.max_positions,
-        vocab_size=decoder_config.vocab_size,
-        cache_bytes=cache.total_pages * page_bytes(config, decoder_config),
-        cost_model=predictor,
-    )
+    return OpenedEngine(loaded, engine, points, predictor)
 
 
 def cost_model(
@@ -121,7 +159,7 @@ def cost_model(
 ) -> StepCostModel:
     """What predicts the steps of a model that is prepared for serving: its profile, or the rule of thumb."""
     if config.profile == "auto":
-        return load_or_measure(loaded, points, cache, config.packed_weights_ratio).cost_model(loaded)
+        return load_or_measure(loaded, points, cache, config.packed_weights_ratio).cost_model(loaded.ladders)
     row_s = 2 * unit_parameters(loaded.config).of(loaded.ladders.architecture.full) / SAFE_FLOPS
     _log.info("%s: steps are predicted by rule of thumb, corrected while serving (profile: default)", loaded.name)
     return StepCostModel.linear(tuple(points.values()), row_s, SAFE_OVERHEAD_S)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from stepwell.schedulers.correction import KINDS
 from stepwell.schedulers.request import Request
 from stepwell.serving.config import SLOClass
 from stepwell.serving.engine.events import FinishEvent, Outcome
@@ -30,12 +31,14 @@ _GAUGES = (  # attribute of GaugeSource, name, help
     ("cache_usage_ratio", "kv_cache_usage_ratio", "Cache pages in use, 0 to 1."),
     ("backlog_s", "backlog_seconds", "Time the waiting requests will take, judged by those that finished lately."),
 )
-_PREDICTION_GAUGES = (  # method of Correction, name, help
-    ("error", "step_prediction_error_ratio", "Median of |actual / predicted - 1| of recent steps."),
-    ("coverage", "step_prediction_coverage_ratio", "Share of recent steps within their predicted 90th percentile."),
+_PREDICTION_GAUGES = (  # method of GaugeSource, name, help
+    ("prediction_error", "step_prediction_error_ratio", "Median of |actual / predicted - 1| of recent steps."),
+    (
+        "prediction_coverage",
+        "step_prediction_coverage_ratio",
+        "Share of recent steps within their predicted 90th percentile.",
+    ),
 )
-PREDICTION_KINDS = ("decode", "mixed")
-"""Steps that are predicted, and corrected, apart."""
 _QUALITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
 
 
@@ -55,7 +58,7 @@ class LabelFold:
 
 
 class GaugeSource(Protocol):
-    """What the gauges of one model read; an :class:`~stepwell.serving.engine.engine.Engine` is one."""
+    """What the gauges of one model read; an :class:`~stepwell.serving.engine.host.EngineHost` is one."""
 
     @property
     def num_waiting(self) -> int: ...
@@ -69,13 +72,9 @@ class GaugeSource(Protocol):
     @property
     def backlog_s(self) -> float: ...
 
+    def prediction_error(self, kind: str) -> float: ...
 
-class Correction(Protocol):
-    """What tells how good predictions are; a model's :class:`~stepwell.schedulers.correction.OnlineCorrection`."""
-
-    def error(self, kind: str) -> float: ...
-
-    def coverage(self, kind: str) -> float: ...
+    def prediction_coverage(self, kind: str) -> float: ...
 
 
 def buckets_with(thresholds_ms: Iterable[float | None]) -> tuple[float, ...]:
@@ -134,20 +133,20 @@ class Metrics:
         """The observer to give to ``model``'s engine."""
         return ModelObserver(self, model)
 
-    def watch(self, model: str, source: GaugeSource, correction: Correction) -> None:
-        """Read ``model``'s gauges from ``source`` at every scrape, and those of its predictions from ``correction``."""
+    def watch(self, model: str, source: GaugeSource) -> None:
+        """Read ``model``'s gauges from ``source`` at every scrape."""
         for name, gauge in self._gauges.items():
             gauge.labels(model).set_function(partial(getattr, source, name))
         for method, gauge in self._prediction_gauges.items():
-            for kind in PREDICTION_KINDS:
-                gauge.labels(model, kind).set_function(partial(getattr(correction, method), kind))
+            for kind in KINDS:
+                gauge.labels(model, kind).set_function(partial(getattr(source, method), kind))
 
     def unwatch(self, model: str) -> None:
         """``model`` is no longer loaded: its gauges disappear, its counters stay."""
         for gauge in self._gauges.values():
             gauge.remove(model)
         for gauge in self._prediction_gauges.values():
-            for kind in PREDICTION_KINDS:
+            for kind in KINDS:
                 gauge.remove(model, kind)
 
     def refused(self, model: str, slo_class: str, reason: str) -> None:

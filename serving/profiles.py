@@ -23,6 +23,7 @@ import torch
 from stepwell.models.cache import PagedKVCache
 from stepwell.models.decoder import Decoder
 from stepwell.models.kernels.linear import SliceLinear
+from stepwell.models.ladder import LadderSet
 from stepwell.models.loader import LoadedModel
 from stepwell.models.profiler import Progress, measure_units, no_progress
 from stepwell.models.unit_profile import AttendCosts, UnitProfile
@@ -66,9 +67,9 @@ class Profile:
     residual: StepResidual
     measured_in_s: float
 
-    def cost_model(self, loaded: LoadedModel) -> StepCostModel:
+    def cost_model(self, ladders: LadderSet) -> StepCostModel:
         """A predictor of the model's steps that has observed none yet."""
-        return cost_model(self.units, self.residual, loaded.ladders)
+        return cost_model(self.units, self.residual, ladders)
 
 
 def profile_folder() -> Path:
@@ -79,10 +80,10 @@ def profile_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "stepwell" / "profiles"
 
 
-def profile_key(loaded: LoadedModel, packed_weights_ratio: float) -> ProfileKey:
-    """The key of a model as it would run in this process now."""
-    dtype = str(loaded.decoder.dtype).removeprefix("torch.")
-    return ProfileKey(model_hash(loaded.path), _device(), dtype, torch.get_num_threads(), packed_weights_ratio)
+def profile_key(directory: Path, dtype: torch.dtype, packed_weights_ratio: float) -> ProfileKey:
+    """The key of the model in ``directory`` as it would run in this process now, in ``dtype``."""
+    name = str(dtype).removeprefix("torch.")
+    return ProfileKey(model_hash(directory), _device(), name, torch.get_num_threads(), packed_weights_ratio)
 
 
 def model_hash(directory: Path) -> str:
@@ -153,7 +154,7 @@ def load_or_measure(
     loaded: LoadedModel, points: Mapping[str, OperatingPoint], cache: PagedKVCache, packed_weights_ratio: float
 ) -> Profile:
     """The stored profile of a model that is prepared for serving; measured and stored if there is none."""
-    key = profile_key(loaded, packed_weights_ratio)
+    key = profile_key(loaded.path, loaded.decoder.dtype, packed_weights_ratio)
     if (stored := load_profile(key)) is not None:
         return stored
     _log.info("%s: no profile for this machine with %d threads; measuring", loaded.name, key.threads)

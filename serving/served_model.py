@@ -8,7 +8,7 @@ import enum
 from stepwell.schedulers.request import Request
 from stepwell.serving.config import ModelConfig
 from stepwell.serving.engine.events import FinishEvent
-from stepwell.serving.engine.loop import EngineLoop
+from stepwell.serving.engine.host import OnLost
 from stepwell.serving.engine.observer import StepObservation
 from stepwell.serving.errors import RequestError, Status
 from stepwell.serving.handoff import Hub
@@ -46,7 +46,6 @@ class ServedModel:
         self._metrics = metrics
         self._open_model = open_model
         self._hosted: HostedModel | None = None
-        self._loop: EngineLoop | None = None
         self._hub: Hub | None = None
 
     @property
@@ -60,7 +59,7 @@ class ServedModel:
     @property
     def loaded(self) -> bool:
         """Whether it is in memory."""
-        return self._loop is not None
+        return self._hosted is not None
 
     @property
     def hosted_or_none(self) -> HostedModel | None:
@@ -83,8 +82,8 @@ class ServedModel:
         """Memory of its key-value cache; 0 while it is not loaded."""
         return self._hosted.cache_bytes if self._hosted else 0
 
-    def load(self, event_loop: asyncio.AbstractEventLoop) -> None:
-        """Read the model and start its engine. Raises ValueError if it cannot be opened."""
+    def load(self, event_loop: asyncio.AbstractEventLoop, on_lost: OnLost) -> None:
+        """Read the model and start its engine; ``on_lost``: see the host. Raises ValueError if it cannot be opened."""
         self.state, self.reason = ModelState.LOADING, "loading"
         hub = Hub(event_loop)
         try:
@@ -93,19 +92,26 @@ class ServedModel:
             self.state, self.reason = ModelState.UNAVAILABLE, str(error)
             raise
         self._hosted, self._hub = hosted, hub
-        self._loop = EngineLoop(hosted.engine, name=f"stepwell-engine-{self.name}")
-        self._loop.start()
-        self._metrics.watch(self.name, hosted.engine, hosted.cost_model.correction)
+        hosted.host.start(event_loop, on_lost)
+        self._metrics.watch(self.name, hosted.host)
         self.state, self.reason = ModelState.READY, ""
 
     def unload(self, drain_s: float) -> None:
         """Let admitted requests finish for at most ``drain_s`` seconds, end the rest, and free the memory."""
-        assert self._loop is not None, "not loaded"
+        assert self._hosted is not None, "not loaded"
         self.state, self.reason = ModelState.UNLOADING, "unloading"
-        self._loop.stop(drain_s)
+        self._hosted.host.stop(drain_s)
+        self._forget("unloaded")
+
+    def lost(self, reason: str) -> None:
+        """Its engine is gone, and with it all that it was working on."""
+        if self.loaded:
+            self._forget(reason)
+
+    def _forget(self, reason: str) -> None:
         self._metrics.unwatch(self.name)
-        self._hosted = self._loop = None
-        self.state, self.reason = ModelState.UNAVAILABLE, "unloaded"
+        self._hosted = None
+        self.state, self.reason = ModelState.UNAVAILABLE, reason
 
 
 class _Observer:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from functools import partial
 
 from stepwell.models.ladder import SubNetwork
 from stepwell.schedulers.request import Request
@@ -20,7 +21,8 @@ from stepwell.serving.client_types import ModelDescription, Report, RequestFaile
 from stepwell.serving.config import ModelConfig, ServerConfig, SLOClass
 from stepwell.serving.engine.events import FinishEvent
 from stepwell.serving.engine.observer import EngineObserver, StepObservation
-from stepwell.serving.hosting import HostedModel, open_decoder
+from stepwell.serving.engine_process.host import open_in_process
+from stepwell.serving.hosting import HostedModel, OpenModel
 
 PATIENCE_S = 300.0
 """For all answers together; then something is broken."""
@@ -92,46 +94,22 @@ class StepWatch:
     def __init__(self, inner: EngineObserver) -> None:
         self.steps: list[StepMix] = []
         self._inner = inner
-        self._hosted: HostedModel | None = None
-        self._computed: dict[str, int] = {}
-        self._ended: set[str] = set()
-
-    def watch(self, hosted: HostedModel) -> None:
-        """Tell it whose steps it sees."""
-        self._hosted = hosted
 
     def request_finished(self, event: FinishEvent, request: Request) -> None:
-        """A request that got all of its output ended in the step that is being committed."""
-        if event.error is None and request.point is not None:
-            self._ended.add(request.point.name)
         self._inner.request_finished(event, request)
 
     def request_refused(self, event: FinishEvent, request: Request) -> None:
-        """It was in no step."""
         self._inner.request_refused(event, request)
 
     def step_finished(self, step: StepObservation) -> None:
-        """Whoever was in the step has advanced, or ended in it."""
-        assert self._hosted is not None
-        running = self._hosted.engine.running
-        advanced = [r for r in running if self._computed.get(r.request_id) != r.computed_tokens]
-        points = self._ended | {r.point.name for r in advanced if r.point is not None}
-        self.steps.append(StepMix(step.num_sequences, frozenset(points)))
-        self._computed = {r.request_id: r.computed_tokens for r in running}
-        self._ended = set()
+        self.steps.append(StepMix(len(step.points), frozenset(step.points)))
         self._inner.step_finished(step)
 
 
-def run_demo(model: str, num_requests: int) -> Outcome:
-    """Serve ``model`` and send the mixed load. Raises ValueError if it cannot be opened."""
+def run_demo(model: str, num_requests: int, open_model: OpenModel | None = None) -> Outcome:
+    """Serve ``model`` and send the mixed load; ``open_model`` as the server's. Raises ValueError if it cannot be
+    opened."""
     opened: list[tuple[HostedModel, StepWatch]] = []
-
-    def open_watched(config: ModelConfig, observer: EngineObserver) -> HostedModel:
-        watch = StepWatch(observer)
-        hosted = open_decoder(config, watch)
-        watch.watch(hosted)
-        opened.append((hosted, watch))
-        return hosted
 
     config = ServerConfig(
         threads=1,  # the clients run here too: more threads of a small model's products would wait for each other
@@ -141,6 +119,14 @@ def run_demo(model: str, num_requests: int) -> Outcome:
         deadline_margin_ms=100.0,  # the server's own words on an early hang-up arrive even where steps take long
         deadline_margin_ratio=0.4,
     )
+    open_model = open_model or partial(open_in_process, threads=config.threads)
+
+    def open_watched(config: ModelConfig, observer: EngineObserver) -> HostedModel:
+        watch = StepWatch(observer)
+        hosted = open_model(config, watch)
+        opened.append((hosted, watch))
+        return hosted
+
     say(f"loading {model} ...")
     with BackgroundServer(Server(config, open_watched)) as running, Client(running.address) as client:
         name = config.models[0].display_name

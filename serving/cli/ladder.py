@@ -15,7 +15,7 @@ from stepwell.serving.cli.output import add_json_option, millions, print_json, t
 
 if TYPE_CHECKING:
     from stepwell.models.ladder import Ladder, Level
-    from stepwell.models.loader import LoadedModel
+    from stepwell.models.loader import ModelFiles
     from stepwell.schedulers.request import OperatingPoint
 
 HELP = "show a model's operating points"
@@ -40,14 +40,14 @@ def run(args: argparse.Namespace) -> None:
 def describe(model: str, threads: int | None = None) -> dict[str, Any]:
     """The document of ``--json``; predictions are those of the profile made with so many ``threads`` (None = what torch
     chooses), null without one. Raises ValueError if the model cannot be opened."""
-    from stepwell.models.loader import open_model
+    from stepwell.models.loader import read_files
     from stepwell.serving.engine.points import operating_points
     from stepwell.serving.hosting import unit_parameters
 
-    loaded = open_model(model)
-    ladders, units = loaded.ladders, unit_parameters(loaded.config)
+    files = read_files(model)
+    ladders, units = files.ladders, unit_parameters(files.config)
     points = operating_points(ladders, units)
-    costs = _predicted(loaded, points, threads)
+    costs = _predicted(files, points, threads)
 
     def of_ladder(ladder: Ladder) -> dict[str, Any]:
         named = [(points[f"{ladder.name}:{k}"], level) for k, level in enumerate(ladder.levels)]
@@ -61,9 +61,9 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
         }
 
     return {
-        "model": loaded.name,
+        "model": files.name,
         "parameters": units.of(ladders.architecture.full),
-        "context_length": loaded.config.max_positions,
+        "context_length": files.config.max_positions,
         "quality_metric": dict(ladders.quality_metric),
         "default_ladder": ladders.default,
         "ladders": [of_ladder(ladder) for ladder in ladders.ladders.values()],
@@ -71,18 +71,20 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
 
 
 def _predicted(
-    loaded: LoadedModel, points: Mapping[str, OperatingPoint], threads: int | None
+    files: ModelFiles, points: Mapping[str, OperatingPoint], threads: int | None
 ) -> dict[str, dict[str, float]]:
     """Milliseconds by operating point (see :class:`~stepwell.serving.point_costs.PointCost`); none without profile."""
     from stepwell.serving.config import ModelConfig
+    from stepwell.serving.hosting import run_dtype
     from stepwell.serving.point_costs import point_cost
     from stepwell.serving.profiles import load_profile, profile_key
 
-    key = profile_key(loaded, ModelConfig(loaded.name).packed_weights_ratio)
+    config = ModelConfig(files.name)
+    key = profile_key(files.path, run_dtype(config, files.config.dtype), config.packed_weights_ratio)
     profile = load_profile(key if threads is None else replace(key, threads=threads))
     if profile is None:
         return {}
-    model = profile.cost_model(loaded)
+    model = profile.cost_model(files.ladders)
     return {name: asdict(point_cost(model, point)) for name, point in points.items()}
 
 

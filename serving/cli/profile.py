@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     config = ModelConfig(args.model, dtype=args.dtype)
     loaded, cache, points = prepare(config)
-    key = profile_key(loaded, config.packed_weights_ratio)
+    key = profile_key(loaded.path, loaded.decoder.dtype, config.packed_weights_ratio)
     profile = measure_profile(loaded, points, cache, key, _progress())
     say(f"measured in {profile.measured_in_s:.1f} s with {key.threads} threads")
     path = save_profile(profile)
@@ -70,7 +70,7 @@ def describe(loaded: LoadedModel, profile: Profile, points: Mapping[str, Operati
     """The document of ``--json``."""
     from stepwell.serving.point_costs import CONTEXT, PROMPT_TOKENS, TOGETHER, point_cost
 
-    model = profile.cost_model(loaded)
+    model = profile.cost_model(loaded.ladders)
 
     def of_ladder(name: str) -> list[dict[str, Any]]:
         levels = [points[f"{name}:{k}"] for k in range(len(loaded.ladders.ladders[name].levels))]

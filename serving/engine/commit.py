@@ -81,7 +81,7 @@ def _observation(run: RunStep, gaps: Sequence[tuple[str, float]]) -> StepObserva
         kind=kind,
         seconds=run.seconds,
         predicted_s=run.predicted_s,
-        num_sequences=len(run.steps),
+        points=tuple([step.point.name for step in run.steps]),
         prefill_tokens=num_tokens - sum(decodes),
         generated_tokens=sum(step.sampling is not None for step in run.steps),
         cached_tokens=run.cached_tokens,

@@ -31,6 +31,7 @@ from stepwell.serving.engine.pages import PageKeeper
 from stepwell.serving.engine.roster import Roster
 from stepwell.serving.engine.seating import Seating
 from stepwell.serving.engine.step import Runner, SequenceStep
+from stepwell.serving.errors import RefusedError
 
 if TYPE_CHECKING:
     from stepwell.models.tokenizer import Tokenizer
@@ -84,15 +85,15 @@ class Engine:
         """Take a request in; ``sink`` receives its events, the last one a FinishEvent.
 
         Raises RequestError: INVALID_ARGUMENT if it can never be served (the message names the field), UNAVAILABLE if
-        the engine is draining, RESOURCE_EXHAUSTED (with a retry hint) or DEADLINE_EXCEEDED if the policy refuses it.
-        Then the sink is never called.
+        the engine is draining; a RefusedError, RESOURCE_EXHAUSTED (with a retry hint) or DEADLINE_EXCEEDED, if the
+        policy refuses it. Then the sink is never called.
         """
         generation, now = accept(job, sink, self._keeper, self._tokenizer), self.now()
         if (drop := self._inbox.submit(generation, now)) is not None:
             ending = endings.dropped(drop, now)
             self._outbox.refuse(generation, ending, now)
             assert ending.error is not None
-            raise ending.error
+            raise RefusedError(ending.error.code, ending.error.message, ending.error.retry_after_ms)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step. Unknown and finished ids are ignored."""

@@ -22,7 +22,8 @@ class StepObservation:
     """Plan, page reservation and run."""
     predicted_s: float | None
     """The policy's prediction; None without a cost model."""
-    num_sequences: int
+    points: tuple[str, ...]
+    """Names of the operating points of its sequences, in their order."""
     prefill_tokens: int
     """Prompt (or recomputed) tokens that went through the model."""
     generated_tokens: int

@@ -158,7 +158,7 @@ class Running:
         return inference_pb2_grpc.GRPCInferenceServiceStub(self.channel)
 
     def engine(self, model: str = "tiny") -> Any:
-        return self.server.plane.models[model].hosted.engine
+        return self.server.plane.models[model].hosted.host.engine
 
     def sample(self, name: str, **labels: str) -> float:
         """A metric of model ``tiny``."""
@@ -177,7 +177,7 @@ def run_server(tiny: Path, extra_models: Sequence[Any] = (), **settings: Any) ->
 
     def open_gated(config: ModelConfig, observer: EngineObserver) -> HostedModel:
         hosted = open_decoder(config, observer)
-        hosted.engine._runner = GatedRunner(hosted.engine._runner, gate)  # type: ignore[assignment]
+        hosted.host.engine._runner = GatedRunner(hosted.host.engine._runner, gate)  # type: ignore[assignment]
         return hosted
 
     # Not the default policy, which refuses or degrades what these tests want served late or at full size.

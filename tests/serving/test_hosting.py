@@ -11,7 +11,7 @@ from stepwell.models.kernels.linear import can_pack
 from stepwell.models.loader import open_model
 from stepwell.models.packed import PackedBatch, PackedSequence
 from stepwell.serving.config import ModelConfig
-from stepwell.serving.hosting import SAFE_OVERHEAD_S, cache_pages, ffn_widths, open_decoder, packed_bytes, warm_up
+from stepwell.serving.hosting import SAFE_OVERHEAD_S, cache_pages, ffn_widths, open_engine, packed_bytes, warm_up
 from stepwell.serving.point_costs import made_up_slice
 
 
@@ -44,20 +44,20 @@ def test_a_cache_that_cannot_hold_one_page_a_layer_is_refused() -> None:
 
 
 def test_steps_are_predicted_from_the_profile(tiny: Path) -> None:
-    hosted = open_decoder(ModelConfig(str(tiny), kv_cache_tokens=1024, page_tokens=16), _Nobody())
-    assert hosted.engine._cost_model is hosted.cost_model
-    assert all(curve[1] > 0.0 for curve in hosted.cost_model.ladders["depth"].split)
+    opened = open_engine(ModelConfig(str(tiny), kv_cache_tokens=1024, page_tokens=16), _Nobody())
+    assert opened.engine._cost_model is opened.cost_model
+    assert all(curve[1] > 0.0 for curve in opened.cost_model.ladders["depth"].split)
 
 
 def test_steps_are_predicted_by_rule_of_thumb_if_so_configured(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    hosted = open_decoder(ModelConfig(str(tiny), kv_cache_tokens=1024, page_tokens=16, profile="default"), _Nobody())
+    opened = open_engine(ModelConfig(str(tiny), kv_cache_tokens=1024, page_tokens=16, profile="default"), _Nobody())
     assert "rule of thumb" in caplog.text
-    costs = hosted.cost_model.ladders
+    costs = opened.cost_model.ladders
     assert set(costs) == {"depth", "width"}
-    whole = hosted.cost_model.raw_s([made_up_slice(hosted.points["depth:2"], 10, 0)])
-    share = hosted.cost_model.raw_s([made_up_slice(hosted.points["depth:0"], 10, 0)])
-    assert (share - SAFE_OVERHEAD_S) / (whole - SAFE_OVERHEAD_S) == pytest.approx(hosted.points["depth:0"].cost)
+    whole = opened.cost_model.raw_s([made_up_slice(opened.points["depth:2"], 10, 0)])
+    share = opened.cost_model.raw_s([made_up_slice(opened.points["depth:0"], 10, 0)])
+    assert (share - SAFE_OVERHEAD_S) / (whole - SAFE_OVERHEAD_S) == pytest.approx(opened.points["depth:0"].cost)
 
 
 class _Nobody:

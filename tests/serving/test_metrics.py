@@ -138,9 +138,11 @@ def test_gauges_are_read_when_asked_for_and_go_with_the_model(metrics: Metrics) 
         num_running = 2
         cache_usage_ratio = 0.25
         backlog_s = 1.5
+        correction = OnlineCorrection()
+        prediction_error, prediction_coverage = correction.error, correction.coverage
 
-    source, correction = Source(), OnlineCorrection()
-    metrics.watch("m", source, correction)
+    source, correction = Source(), Source.correction
+    metrics.watch("m", source)
     source.num_waiting = 4
     names = ("requests_waiting", "requests_running", "kv_cache_usage_ratio")
     assert [value(metrics, name) for name in names] == [4, 2, 0.25]

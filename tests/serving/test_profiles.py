@@ -168,9 +168,9 @@ def test_a_model_is_measured_once(
 
 def test_predictions_grow_with_the_level(prepared: Prepared) -> None:
     loaded, cache, points = prepared
-    model = load_or_measure(loaded, points, cache, 3.0).cost_model(loaded)
+    model = load_or_measure(loaded, points, cache, 3.0).cost_model(loaded.ladders)
     assert set(model.ladders) == {"depth", "width"}
     for name, costs in model.ladders.items():
         assert costs.points == tuple(f"{name}:{k}" for k in range(len(costs.split)))
         assert all(curve[1] >= 0.0 for curve in costs.split)
-    assert profile_key(loaded, 3.0) != profile_key(loaded, 0.0)
+    assert profile_key(loaded.path, loaded.decoder.dtype, 3.0) != profile_key(loaded.path, loaded.decoder.dtype, 0.0)

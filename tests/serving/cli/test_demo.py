@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from stepwell.serving.cli import demo
 from stepwell.serving.cli.demo_load import NUM_FAILING, mixed_load
 from stepwell.serving.cli.demo_plot import save_plot
 from stepwell.serving.cli.demo_run import run_demo
+from stepwell.serving.hosting import open_decoder
 from stepwell.serving.runner import DecoderRunner
 
 
@@ -19,13 +21,17 @@ def ran() -> SimpleNamespace:
     calls: list[tuple[int, frozenset[str]]] = []
     run = DecoderRunner.run
 
+    def open_patient(config, observer):
+        """In this process, where the runner can be watched; and with a policy that refuses nobody on a slow machine."""
+        return open_decoder(replace(config, policy="max_quality"), observer)
+
     def spy(self, steps):
         calls.append((len(steps), frozenset(step.point.name for step in steps)))
         return run(self, steps)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DecoderRunner, "run", spy)
-        outcome = run_demo("nested-lm", 28)
+        outcome = run_demo("nested-lm", 28, open_patient)
     return SimpleNamespace(outcome=outcome, document=demo.document(outcome), calls=calls)
 
 

@@ -136,10 +136,10 @@ def test_the_observer_sees_all_work(fake, options, script) -> None:
     calls = [steps for number, (_, steps) in enumerate(world.runner.calls) if number not in options["faults"]]
     seen = world.observer.steps
     assert all(step.seconds > 0 for step in seen)
-    assert sum(step.num_sequences for step in seen) == sum(map(len, calls))
+    assert sum(len(step.points) for step in seen) == sum(map(len, calls))
     assert sum(step.generated_tokens for step in seen) == sum(s.sampling is not None for steps in calls for s in steps)
     if not options["faults"]:
-        assert [step.num_sequences for step in seen] == [len(steps) for steps in calls]
+        assert [len(step.points) for step in seen] == [len(steps) for steps in calls]
     reports = [event.report for event, _ in world.observer.finished]
     assert sum(r.generated_tokens for r in reports) == sum(s.generated_tokens for s in world.observer.steps)
     assert all(r.queue_ms + r.compute_ms <= r.total_ms + 1e-6 for r in reports)

@@ -25,7 +25,7 @@ PLAN = [
 def serve(path, together: bool, **options) -> tuple[list[tuple[int, ...]], list[FinishEvent]]:
     """Token ids and ends of PLAN's requests, all at once or one after the other."""
     hosted = open_decoder(ModelConfig(source=str(path), **options), None)
-    engine, events = hosted.engine, [[] for _ in PLAN]
+    engine, events = hosted.host.engine, [[] for _ in PLAN]
     for i, (prompt, point, sampling) in enumerate(PLAN):
         request = Request(f"r{i}", engine.now(), SLO(), (hosted.points[point],), len(prompt), max_tokens=24)
         engine.submit(GenerationJob(request, prompt, sampling, ignore_eos=True), events[i].append)

@@ -312,7 +312,7 @@ class Served:
 def serve(path: Any, seed: int, names: tuple[str, ...], **options: Any) -> tuple[Decoder, list[Served]]:
     """Five prompts at once, each token at a level drawn from ``names``."""
     hosted = open_decoder(ModelConfig(source=str(path), page_tokens=4, max_step_tokens=16, **options), None)
-    engine, draw = hosted.engine, random.Random(seed)
+    engine, draw = hosted.host.engine, random.Random(seed)
     run = engine._runner.run
     engine._policy = Drifting(lambda request: draw.choice(request.points), engine._limits)
     engine._runner.run = lambda steps: (note(steps), run(steps))[1]

@@ -1,0 +1,144 @@
+"""What server and engine process say to each other, as msgpack: a stream of lists, the first item says of what kind.
+
+Server to engine: OPEN, then any number of SUBMIT and CANCEL, then STOP. Engine to server: OPENED or FAILED, then ANSWER
+to every SUBMIT, and EVENTS. The end of the stream means that the other side is gone. Both sides are of one release and
+one machine: times are on its monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+
+from stepwell.models.sampling import SamplingParams
+from stepwell.schedulers.request import SLO, OperatingPoint, Request
+from stepwell.serving.engine.events import FinishEvent, Outcome, Report, TokenEvent
+from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.observer import StepObservation
+from stepwell.serving.errors import RefusedError, RequestError, Status
+
+OPEN, SUBMIT, CANCEL, STOP, OPENED, FAILED, ANSWER, EVENTS = range(8)
+"""OPEN, settings; SUBMIT, job; CANCEL, request id; STOP, seconds to drain; OPENED; FAILED, why;
+ANSWER, request id, refusal or None; EVENTS, tokens, ends, step or None, gauges."""
+_TOKEN_IDS = "i"
+
+Packed = Sequence[Any]
+"""Something of ours as a plain list."""
+
+
+def pack(kind: int, *items: Any) -> bytes:
+    """One message."""
+    return bytes(msgpack.packb((kind, *items)))
+
+
+def reader() -> msgpack.Unpacker:
+    """Feed it what was received; iterate over it for whole messages, lists as tuples."""
+    return msgpack.Unpacker(use_list=False, max_buffer_size=0)
+
+
+def from_job(job: GenerationJob) -> Packed:
+    """A job and the request in it, before any progress."""
+    request, sampling = job.request, job.sampling
+    return (
+        (
+            request.request_id,
+            request.arrival_s,
+            tuple(vars(request.slo).values()),
+            [point.name for point in request.points],
+            request.prompt_tokens,
+            request.max_tokens,
+            request.hard_deadline_s,
+            request.queue_deadline_s,
+            request.may_switch,
+        ),
+        array(_TOKEN_IDS, job.prompt_ids).tobytes(),
+        tuple(vars(sampling).values()),
+        job.stop,
+        job.ignore_eos,
+    )
+
+
+def to_job(packed: Packed, points: Mapping[str, OperatingPoint]) -> GenerationJob:
+    """The inverse; ``points`` are all of the model's, by name."""
+    (name, arrival_s, slo, point_names, prompt, most, hard_s, queue_s, may_switch), ids, sampling, stop, ignore = packed
+    request = Request(
+        request_id=name,
+        arrival_s=arrival_s,
+        slo=SLO(*slo),
+        points=tuple([points[point] for point in point_names]),
+        prompt_tokens=prompt,
+        max_tokens=most,
+        hard_deadline_s=hard_s,
+        queue_deadline_s=queue_s,
+        may_switch=may_switch,
+    )
+    return GenerationJob(request, tuple(array(_TOKEN_IDS, ids)), SamplingParams(*sampling), stop, ignore)
+
+
+def from_token(event: TokenEvent) -> Packed:
+    """New output of a request."""
+    return event.request_id, event.token_ids, event.text, event.logprobs
+
+
+def to_token(packed: Packed) -> TokenEvent:
+    """The inverse."""
+    return TokenEvent(*packed)
+
+
+def from_finish(event: FinishEvent) -> Packed:
+    """The end of a request."""
+    error, report = event.error and from_error(event.error), tuple(vars(event.report).values())
+    return event.request_id, event.outcome.value, event.finish_reason, error, report, event.drop_reason
+
+
+def to_finish(packed: Packed) -> FinishEvent:
+    """The inverse."""
+    name, outcome, reason, error, report, drop_reason = packed
+    return FinishEvent(name, Outcome(outcome), reason, error and to_error(error), Report(*report), drop_reason)
+
+
+def from_error(error: RequestError) -> Packed:
+    """What a client is told."""
+    return error.code.value, error.message, error.retry_after_ms, isinstance(error, RefusedError)
+
+
+def to_error(packed: Packed) -> RequestError:
+    """The inverse."""
+    code, message, retry_after_ms, refused = packed
+    return (RefusedError if refused else RequestError)(Status(code), message, retry_after_ms)
+
+
+def from_step(step: StepObservation) -> Packed:
+    """A step as measured."""
+    return tuple(vars(step).values())
+
+
+def to_step(packed: Packed) -> StepObservation:
+    """The inverse."""
+    return StepObservation(*packed)
+
+
+def unfinished_report(request: Request, now: float) -> Report:
+    """Of a request whose engine is gone: all that is known outside of it."""
+    deadline_s = request.slo.deadline_s
+    return Report(
+        operating_point="",
+        quality=0.0,
+        slo_ms=deadline_s * 1e3 if deadline_s < math.inf else None,
+        predicted_ms=None,
+        queue_ms=0.0,
+        compute_ms=0.0,
+        total_ms=(now - request.arrival_s) * 1e3,
+        slo_met=False,
+        degraded=False,
+        ttft_ms=None,
+        tpot_ms=None,
+        prompt_tokens=request.prompt_tokens,
+        generated_tokens=0,
+        cached_tokens=0,
+        tokens_per_level={},
+    )
