@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from types import TracebackType
 
 from stepwell.serving.app import Server
+from stepwell.serving.event_loop import new_event_loop
 
 
 class BackgroundServer:
@@ -15,7 +16,7 @@ class BackgroundServer:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stepwell-server", daemon=True)
 
     @property

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     """Serve. Returns when a signal ended it. Raises ValueError, OSError or UsageError if it cannot start."""
     from stepwell.serving.app import Server
     from stepwell.serving.config import load_config
+    from stepwell.serving.event_loop import new_event_loop
 
     names = ("host", "grpc_port", "http_port", "threads")
     overrides = {name: getattr(args, name) for name in names} | {"models": args.models or None}
@@ -52,7 +53,13 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("models: none to serve; name one (stepwell serve nested-lm) or list them in --config")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     say(f"loading {', '.join(model.display_name for model in config.models)} ...")
-    asyncio.run(Server(config).run(partial(_ready, announce_json if args.json else announce)))
+    loop = new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(Server(config).run(partial(_ready, announce_json if args.json else announce)))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 def _ready(tell: Callable[[Server], None], server: Server) -> None:
