@@ -5,8 +5,9 @@
 
 For each trace, each load and each policy in turn a fresh server (``stepwell serve``, a process of its own) gets the
 same requests, open loop over gRPC, and is stopped. Load 1 is what the model serves at full quality, as the simulator
-computes it from the model's measured cost profile. The same requests are also replayed in virtual time. Writes
-``benchmarks/results/slo_TRACE.json``; ``report.py`` beside this makes the tables, the pictures and the verdicts of it.
+computes it from the model's measured cost profile; what the classes ask for is relative to the machine too, see
+``ASKED``. The same requests are also replayed in virtual time. Writes ``benchmarks/results/slo_TRACE.json``;
+``report.py`` beside this makes the tables, the pictures and the verdicts of it.
 
 Takes (policies x loads x traces x (--seconds + 6 s)): 40 minutes as it is. Leave the machine alone meanwhile.
 """
@@ -26,12 +27,13 @@ from typing import Any
 import torch
 
 from stepwell.schedulers.plan import Limits
-from stepwell.serving.config import ModelConfig, ServerConfig
+from stepwell.serving.config import ModelConfig, SLOClass
+from stepwell.serving.point_costs import made_up_slice
 from stepwell.serving.replay.child import ChildServer
 from stepwell.serving.replay.load import Target, send_load
 from stepwell.serving.replay.load_report import report
 from stepwell.serving.replay.sim_model import open_sim_model
-from stepwell.serving.replay.simulate import FULL_QUALITY, Setup, capacity, simulate
+from stepwell.serving.replay.simulate import FULL_QUALITY, Setup, SimModel, capacity, simulate
 from stepwell.serving.replay.trace import read_trace
 from stepwell.serving.replay.workload import Arrival, Workload
 
@@ -42,6 +44,11 @@ MODEL = "nested-lm"
 POLICIES = ("fixed:default:7", "max_quality", "max_throughput", "slack_fit", "clockwork", "staircase", "fixed:min")
 LOADS = (0.3, 0.6, 1.0, 1.5, 2.0, 3.0)
 SHARES = {"tight": 1.0, "normal": 1.0, "relaxed": 1.0}
+ASKED = {"tight": (4.5, 1.35), "normal": (22.5, 4.5), "relaxed": (225.0, 22.5)}
+"""Time to first token and per token of each class, in units of what a prompt of :data:`UNIT_TOKENS` tokens takes at
+full quality: so a slower machine is asked for no more than a faster one. With a unit of 22 ms these are the server's
+default classes."""
+UNIT_TOKENS = 256
 SIM_NOISE = 0.1
 FITTING = 0.99
 """Share of the requests whose lengths fit the model's context without clipping."""
@@ -53,11 +60,11 @@ def main() -> None:
     """See the module."""
     args = _arguments()
     torch.set_num_threads(args.threads)
-    classes = ServerConfig().slo_classes
     for name, path in (("code", args.code), ("conv", args.conv)):
         if path is None:
             continue
         model, source = open_sim_model(ModelConfig(MODEL), args.threads)
+        classes = classes_of(model)
         setup = Setup(model, FULL_QUALITY, classes, Limits(), noise=SIM_NOISE)
         trace = read_trace(path).window(FIRST_S).fitted(model.context_length, FITTING).with_classes(SHARES)
         unit = capacity(trace.window(num_requests=600), setup)
@@ -65,7 +72,7 @@ def main() -> None:
         document: dict[str, Any] = {
             "trace": name, "hardware": hardware(), "seconds": args.seconds, "capacity": unit,
             "notes": list(trace.notes),
-            "classes": {c: {k: v for k, v in vars(classes[c]).items() if v} for c in SHARES}, "runs": [],
+            "classes": {c: _stated(classes[c]) for c in SHARES}, "runs": [],
         }  # fmt: skip
         path_out = RESULTS / f"slo_{name}.json"
         if args.add and path_out.is_file():
@@ -76,7 +83,7 @@ def main() -> None:
             # In an order of its own at each load, so that a drift of the machine favours nobody.
             for policy in random.Random(load).sample(args.policies, len(args.policies)):
                 run = {"policy": policy, "load": load, "requests": len(workload)}
-                run |= _real(workload, policy, args.threads)
+                run |= _real(workload, policy, args.threads, classes)
                 run["simulated"] = simulate(workload, replace(setup, policy=policy)).summary.to_dict()
                 others = [r for r in document["runs"] if (r["policy"], r["load"]) != (policy, load)]
                 document["runs"] = [*others, run]
@@ -87,16 +94,35 @@ def main() -> None:
                 path_out.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
-def _real(workload: Workload, policy: str, threads: int) -> dict[str, Any]:
+def classes_of(model: SimModel) -> dict[str, SLOClass]:
+    """The classes on this machine."""
+    best = max((p for p in model.points.values() if p.ladder == model.ladders.default), key=lambda p: p.level)
+    unit_ms = model.costs.raw_s([made_up_slice(best, UNIT_TOKENS, 0)]) * 1e3
+    return {
+        name: SLOClass(ttft_ms=round(ttft * unit_ms), tpot_ms=round(tpot * unit_ms), priority=priority)
+        for priority, (name, (ttft, tpot)) in enumerate(ASKED.items(), 1)
+    }
+
+
+def _real(workload: Workload, policy: str, threads: int, classes: Mapping[str, SLOClass]) -> dict[str, Any]:
     """A fresh server, a few requests to warm it up, the workload."""
-    with ChildServer({"models": [{"source": MODEL, "policy": policy}], "threads": threads}) as child:
-        target = Target(child.address, MODEL, ServerConfig().slo_classes, vocab_size=2048)
+    config = {
+        "models": [{"source": MODEL, "policy": policy}],
+        "threads": threads,
+        "slo_classes": {name: _stated(each) for name, each in classes.items()},
+    }
+    with ChildServer(config) as child:
+        target = Target(child.address, MODEL, classes, vocab_size=2048)
         warm = Workload.of("warm-up", [Arrival(0.15 * i, 40, 4, "relaxed", prefix=(2**40 + i,)) for i in range(12)])
         send_load(warm, replace(target, slo_as="none"))
         time.sleep(0.3)
         found = report(send_load(workload, target))
     kept = ("summary", "latency", "refusals", "failures", "verdicts", "generator")
     return {key: found[key] for key in kept}
+
+
+def _stated(slo_class: SLOClass) -> dict[str, float]:
+    return {key: value for key, value in vars(slo_class).items() if value}
 
 
 def _line(summary: Mapping[str, Any]) -> str:

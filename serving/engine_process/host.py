@@ -129,6 +129,7 @@ class ProcessHost(asyncio.Protocol):
         self._num_waiting = self._num_running = 0
         self._cache_usage_ratio = self._backlog_s = 0.0
         self._prediction: dict[str, tuple[float, float]] = {}
+        self._outgoing: list[bytes] = []
         self._stopping = False
         self._ended = threading.Event()
 
@@ -146,7 +147,7 @@ class ProcessHost(asyncio.Protocol):
 
         def ask() -> None:
             self._stopping = True
-            self._transport.write(m.pack(m.STOP, drain_s))
+            self._send(m.pack(m.STOP, drain_s))
 
         self._loop.call_soon_threadsafe(ask)
         self._ended.wait(drain_s + END_S)
@@ -159,7 +160,7 @@ class ProcessHost(asyncio.Protocol):
             raise RequestError(Status.UNAVAILABLE, "server: stopping, takes no new requests; retry elsewhere")
         answer: asyncio.Future[None] = self._loop.create_future()
         self._open[request_id] = _Open(job.request, sink, answer)
-        self._transport.write(m.pack(m.SUBMIT, m.from_job(job)))
+        self._send(m.pack(m.SUBMIT, m.from_job(job)))
         try:
             await answer
         except asyncio.CancelledError:
@@ -169,7 +170,17 @@ class ProcessHost(asyncio.Protocol):
     def cancel(self, request_id: str) -> None:
         """See the protocol."""
         if request_id in self._open:
-            self._transport.write(m.pack(m.CANCEL, request_id))
+            self._send(m.pack(m.CANCEL, request_id))
+
+    def _send(self, message: bytes) -> None:
+        """Together with all else of this turn of the event loop: waking another process costs more than a message."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(message)
+
+    def _flush(self) -> None:
+        messages, self._outgoing = self._outgoing, []
+        self._transport.write(b"".join(messages))
 
     @property
     def num_waiting(self) -> int:

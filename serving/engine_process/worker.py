@@ -96,13 +96,16 @@ class Worker:
         loop.start()
         self._send(m.pack(m.OPENED))
         while received := self._receive():
+            answers = []
             for kind, *content in received:
                 if kind == m.SUBMIT:
-                    self._submit(engine, points, *content)
+                    answers.append(self._submit(engine, points, *content))
                 elif kind == m.CANCEL:
                     engine.cancel(*content)
                 elif kind == m.STOP:
                     threading.Thread(target=self._stop, args=(loop, *content), daemon=True).start()
+            if answers:
+                self._send(b"".join(answers))
         loop.stop()
 
     def _open(self, settings: Mapping[str, Any]) -> tuple[Engine, Mapping[str, OperatingPoint], EngineLoop] | None:
@@ -123,14 +126,14 @@ class Worker:
         gc.freeze()
         return opened.engine, opened.points, EngineLoop(opened.engine)
 
-    def _submit(self, engine: Engine, points: Mapping[str, OperatingPoint], packed: m.Packed) -> None:
+    def _submit(self, engine: Engine, points: Mapping[str, OperatingPoint], packed: m.Packed) -> bytes:
         job = m.to_job(packed, points)
         request_id, refusal = job.request.request_id, None
         try:
             engine.submit(job, self._outgoing.sink)
         except RequestError as error:
             refusal = m.from_error(error), self._outgoing.take_refusal()
-        self._send(m.pack(m.ANSWER, request_id, refusal))
+        return m.pack(m.ANSWER, request_id, refusal)
 
     def _stop(self, loop: EngineLoop, drain_s: float) -> None:
         loop.stop(drain_s)

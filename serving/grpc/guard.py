@@ -8,6 +8,7 @@ first only that it is too large, and show the exception of the second.
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Any
 
@@ -91,6 +92,7 @@ def _malformed() -> RequestError:
 
 def _answering(behavior: Callable[[Any, Context], Awaitable[Any]], method: str) -> Callable[[Any, Context], Any]:
     async def answering(request: Any, context: Context) -> Any:
+        came_s = time.monotonic()
         try:
             if isinstance(request, Refused):
                 raise request.error
@@ -99,7 +101,7 @@ def _answering(behavior: Callable[[Any, Context], Awaitable[Any]], method: str) 
             raise
         except Exception as error:
             failure = as_request_error(error, method)
-        return await abort(context, failure)
+        return await abort(context, failure, time.monotonic() - came_s)
 
     return answering
 
@@ -108,6 +110,7 @@ def _yielding(behavior: Callable[[Any, Context], AsyncIterable[Any]], method: st
     """For a service that knows nothing of :class:`Refused`: the first one ends the call."""
 
     async def yielding(requests: AsyncIterable[Any], context: Context) -> AsyncGenerator[Any, None]:
+        came_s = time.monotonic()
         try:
             async for response in behavior(_parsed(requests), context):
                 yield response
@@ -116,7 +119,7 @@ def _yielding(behavior: Callable[[Any, Context], AsyncIterable[Any]], method: st
             raise
         except Exception as error:
             failure = as_request_error(error, method)
-        await abort(context, failure)
+        await abort(context, failure, time.monotonic() - came_s)
 
     return yielding
 

@@ -1,12 +1,14 @@
 """One bidirectional ModelStreamInfer call: many concurrent requests in, their responses out as they come.
 
-An error of one request is answered in-band and leaves the stream and the other requests alone. When the client goes
-away the call's task is cancelled, which cancels every request of the stream.
+An error of one request is answered in-band and leaves the stream and the other requests alone; unless the client asked,
+by Triton's metadata ``triton_grpc_error``, for a status, which ends the stream. When the client goes away the call's
+task is cancelled, which cancels every request of the stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 from typing import Any
 
@@ -19,6 +21,7 @@ from stepwell.serving.handoff import Chunk
 from stepwell.serving.pb import inference_pb2 as pb
 from stepwell.serving.served_model import VERSION
 
+STATUS_KEY = "triton_grpc_error"
 MAX_CONCURRENT = 1024
 """Requests of one stream in progress at the same time; the stream is not read further until one ends."""
 
@@ -30,12 +33,16 @@ class InferStream:
         self._plane = plane
         self._context = context
         self._metadata = metadata_of(context)
+        self._wants_status = self._metadata.get(STATUS_KEY) == "true"
+        self._failure: RequestError | None = None
         self._writing = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, request_iterator: Any) -> None:
-        """Run until the client has closed its side and every request is answered."""
+        """Run until the client has closed its side and every request is answered. Raises the first request's error if
+        the client wants a status."""
+        self._serving = asyncio.current_task()
         try:
             async for request in request_iterator:
                 await self._slots.acquire()
@@ -44,6 +51,11 @@ class InferStream:
                 task.add_done_callback(self._done)
             while self._tasks:
                 await asyncio.wait(self._tasks)
+        except asyncio.CancelledError:
+            if self._failure is None:
+                raise
+            async with self._writing:  # a call cannot end in the middle of a message
+                raise self._failure from None
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -55,13 +67,14 @@ class InferStream:
             task.exception()  # writing fails when the client is gone; the call itself is cancelled then
 
     async def _serve_one(self, request: pb.ModelInferRequest | Refused) -> None:
+        came_s = time.monotonic()
         if isinstance(request, Refused):  # nothing of it is known, not even its id
-            return await self._fail(pb.ModelInferResponse(), request.error)
+            return await self._fail(pb.ModelInferResponse(), request.error, came_s)
         try:
             await self._generate(request)
         except Exception as error:
             failure = as_request_error(error, "ModelStreamInfer")
-            await self._fail(pb.ModelInferResponse(model_name=request.model_name, id=request.id), failure)
+            await self._fail(pb.ModelInferResponse(model_name=request.model_name, id=request.id), failure, came_s)
 
     async def _generate(self, request: pb.ModelInferRequest) -> None:
         served = self._plane.model(request.model_name, request.model_version)
@@ -82,10 +95,18 @@ class InferStream:
         mark_final(response, chunk.finish is not None)
         await self._write(response)
 
-    async def _fail(self, response: pb.ModelInferResponse, error: RequestError) -> None:
+    async def _fail(self, response: pb.ModelInferResponse, error: RequestError, came_s: float) -> None:
+        if self._wants_status:
+            self._failure = self._failure or error
+            assert self._serving is not None
+            self._serving.cancel()
+            return
+        response.parameters["total_ms"].double_param = (time.monotonic() - came_s) * 1e3
         mark_final(response, True)
         await self._write(response, message_of(error))
 
     async def _write(self, response: pb.ModelInferResponse, error: str = "") -> None:
         async with self._writing:  # a stream takes one message at a time
+            if self._failure is not None:
+                return
             await self._context.write(pb.ModelStreamInferResponse(infer_response=response, error_message=error))

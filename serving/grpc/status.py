@@ -19,6 +19,7 @@ Context: TypeAlias = grpc.aio.ServicerContext
 
 RETRY_AFTER_KEY = "retry-after-ms"
 REASON_KEY = "x-stepwell-reason"
+TOTAL_KEY = "x-stepwell-total-ms"
 MAX_MESSAGE_CHARS = 1000
 _MAX_REASON_CHARS = 200
 
@@ -34,10 +35,11 @@ def message_of(error: RequestError) -> str:
     return text if error.retry_after_ms is None else f"{text} (retry after {error.retry_after_ms} ms)"
 
 
-def trailers_of(error: RequestError) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata of an error: the reason in printable ASCII, and the retry hint if there is one."""
+def trailers_of(error: RequestError, total_s: float) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata of an error: the reason in printable ASCII, how long it took the server to say so, and the
+    retry hint if there is one."""
     ascii_text = "".join(c if " " <= c <= "~" else "?" for c in error.message[:_MAX_REASON_CHARS])
-    trailers = [(REASON_KEY, ascii_text)]
+    trailers = [(REASON_KEY, ascii_text), (TOTAL_KEY, f"{total_s * 1e3:.3f}")]
     if error.retry_after_ms is not None:
         trailers.append((RETRY_AFTER_KEY, str(error.retry_after_ms)))
     return tuple(trailers)
@@ -51,9 +53,9 @@ def as_request_error(error: BaseException, where: str) -> RequestError:
     return _INTERNAL
 
 
-async def abort(context: Context, error: RequestError) -> NoReturn:
-    """End the call with the error's status."""
-    await context.abort(grpc.StatusCode[error.code.name], message_of(error), trailers_of(error))
+async def abort(context: Context, error: RequestError, total_s: float) -> NoReturn:
+    """End the call, which came ``total_s`` seconds ago, with the error's status."""
+    await context.abort(grpc.StatusCode[error.code.name], message_of(error), trailers_of(error, total_s))
     raise AssertionError("abort returned")
 
 

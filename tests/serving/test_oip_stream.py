@@ -182,3 +182,22 @@ def test_the_deadline_of_the_stream_bounds_its_requests(make_server: Any, wire: 
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     running.gate.open()
     wire.eventually(lambda: not running.engine().has_work)
+
+
+def test_a_client_that_asks_for_a_status_gets_one_and_the_time_it_took(shared: Any, wire: Any) -> None:
+    requests = iter([wire.infer(PROMPT, max_tokens=2), wire.infer(PROMPT, operating_point="depth:9")])
+    call = shared.oip.ModelStreamInfer(requests, timeout=20, metadata=(("triton_grpc_error", "true"),))
+    with pytest.raises(grpc.RpcError) as failed:
+        list(call)
+    assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    trailers = dict(failed.value.trailing_metadata())
+    assert "operating_point" in trailers["x-stepwell-reason"]
+    assert 0.0 < float(trailers["x-stepwell-total-ms"]) < 20e3
+    shared.check_serves()
+
+
+def test_an_error_within_the_stream_says_how_long_it_took(shared: Any, wire: Any, stream: Stream) -> None:
+    stream.send(wire.infer(PROMPT, operating_point="depth:9"), "bad")
+    (response,) = stream.until_final()
+    assert "operating_point" in response.error_message
+    assert 0.0 < response.infer_response.parameters["total_ms"].double_param < 30e3
