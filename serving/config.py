@@ -53,7 +53,8 @@ class ModelConfig:
     name: str = ""
     """Name clients use. Empty = the last part of ``source``."""
     dtype: str = field(default="auto", metadata=choice("auto", "float32", "bfloat16"))
-    """Type the weights run in; ``auto`` = as stored in the checkpoint. Keys and values are float32 for all."""
+    """Type the weights run in; ``auto`` = as stored in the checkpoint, or float32 where this processor has no fast way
+    with that. Keys and values are float32 for all."""
     packed_weights_ratio: float = field(default=3.0, metadata=at_least(0.0))
     """Memory for packed copies of weight slices, which multiply few rows faster, as a multiple of the weights' own;
     0 = none."""
