@@ -130,10 +130,7 @@ class StepFill:
             return False
         requests, levels = decoding.requests[first:end], decoding.levels[first:end]
         points = self._points
-        if points is None:
-            at = list(map(point_at, requests, levels))
-        else:
-            at = [points[level] for level in levels]
+        at = list(map(point_at, requests, levels)) if points is None else [points[level] for level in levels]
         ones = [1] * len(requests)
         slices = map(Slice._make, zip(requests, ones, at, strict=True))
         self._chosen += zip(decoding.due_s[first:end], slices, strict=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stepwell.schedulers.outlook import Dues
 from stepwell.schedulers.pace import Assignment
@@ -36,12 +37,13 @@ class Lineup(NamedTuple):
     backfill_s: tuple[float, ...]
 
     @classmethod
-    def of(cls, dues: Dues, requests: list[Request], assigned: Assignment) -> Lineup:
+    def of(cls, dues: Dues, requests: Sequence[Request], assigned: Assignment) -> Lineup:
         """Those of ``dues``, whose indices are those of ``requests`` and ``assigned``."""
+        columns: tuple[Sequence[Any], ...] = (requests, *assigned)
         if len(dues.indices) > 1:
             pick = itemgetter(*dues.indices)
-            return cls(dues.due_s, pick(requests), *map(pick, assigned))
-        return cls(dues.due_s, *(tuple(column[i] for i in dues.indices) for column in (requests, *assigned)))
+            return cls(dues.due_s, *[pick(column) for column in columns])
+        return cls(dues.due_s, *[tuple([column[i] for i in dues.indices]) for column in columns])
 
     def __len__(self) -> int:
         return len(self.due_s)

@@ -63,6 +63,11 @@ def pack(row_: Row) -> bytes:
     return _ROW.pack(*row_)
 
 
+def unpack(packed: bytes) -> Row:
+    """The opposite."""
+    return _ROW.unpack(packed)
+
+
 def before_decoding(whole: Row) -> Row:
     """From all of a request's work, what :data:`A_TOKEN` times its generated tokens is to be added to once it decodes:
     then that is what is left."""
