@@ -108,8 +108,8 @@ class ExitStates(Generic[LevelName]):
         self._begun = StepExits(backfill, kept) if backfill or kept else NO_EXITS
         return self._begun
 
-    def commit(self) -> None:
-        """The step that was begun last has run."""
+    def commit(self) -> bool:
+        """The step that was begun last has run. False if it changed nothing."""
         step, self._begun = self._begun, NO_EXITS
         if step.backfill:
             left = [segment for segment in self._segments if segment not in step.backfill]
@@ -118,6 +118,7 @@ class ExitStates(Generic[LevelName]):
                 self._add(segment)
         elif step.kept:
             self._add(step.kept[0])
+        return step is not NO_EXITS
 
     def clear(self) -> None:
         """Forget all."""

@@ -43,7 +43,7 @@ class Clockwork(Priced):
         waiting = [r for r in waiting if r not in lost] if lost else waiting
         drops += [Drop(r, DropReason.HOPELESS) for r in lost]
         slices = self._slices(clock, waiting, running, Room(capacity, running, self.limits))
-        return StepPlan(slices, drops, model.predict_s(slices))
+        return StepPlan(slices, drops, *model.foresee(slices))
 
     def _slices(self, clock: _Clock, waiting: Sequence[Request], running: Sequence[Request], room: Room) -> list[Slice]:
         slices = [Slice(r, 1, self.point_of(r)) for r in clock.decoding[: self.limits.max_step_tokens]]

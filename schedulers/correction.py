@@ -73,6 +73,7 @@ class _Track:
         self._num_seen = 0
         self._scores: deque[tuple[bool, float]] = deque(maxlen=WINDOW)
         """(covered, error) of each step, by what was known before it."""
+        self._num_covered = 0
         self._errors: list[float] = []
         """Ascending."""
         self.median, self.upper = 1.0, quantile(self._ranked, 0.9)
@@ -91,11 +92,14 @@ class _Track:
 
     def _score(self, ratio: float) -> None:
         if len(self._scores) == WINDOW:
-            _remove(self._errors, self._scores[0][1])
-        error = abs(ratio / self.median - 1.0)
-        self._scores.append((ratio <= self.upper, error))
+            was_covered, oldest = self._scores[0]
+            self._num_covered -= was_covered
+            _remove(self._errors, oldest)
+        covered, error = ratio <= self.upper, abs(ratio / self.median - 1.0)
+        self._scores.append((covered, error))
+        self._num_covered += covered
         insort(self._errors, error)
-        self.coverage = sum(covered for covered, _ in self._scores) / len(self._scores)
+        self.coverage = self._num_covered / len(self._scores)
         self.error = self._errors[len(self._errors) // 2]
 
     def _split(self) -> tuple[list[float], list[float]]:
@@ -105,8 +109,8 @@ class _Track:
         return ratios[:at], ratios[at:]
 
     def _has_changed(self) -> bool:
-        newest = islice(reversed(self._ratios), RECENT)
-        above = sum(ratio > self.median for ratio in newest)
+        median, newest = self.median, islice(reversed(self._ratios), RECENT)
+        above = sum([ratio > median for ratio in newest])
         if RECENT - OUTSIDE < above < OUTSIDE:
             return False  # so most steps need no sorting
         older, recent = self._split()

@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 from stepwell.schedulers.correction import OnlineCorrection
 from stepwell.schedulers.plan import Slice
-from stepwell.schedulers.request import OperatingPoint
+from stepwell.schedulers.request import OperatingPoint, Request
 
 Kind: TypeAlias = Literal["decode", "mixed"]
 """Steps are corrected apart: those in which every sequence advances by its newest token, and all others."""
@@ -142,26 +142,31 @@ class StepCostModel:
         """As measured by the profiler, without correction."""
         tallies: dict[str, _Tally] = {}
         name, tally = "", None
-        num_outputs = 0
-        for slice_ in slices:
-            point, request, num_tokens = slice_.point, slice_.request, slice_.num_tokens
+        num_outputs, shared_context = 0, self.shared_context
+        for request, num_tokens, point in slices:
             if point.ladder != name or tally is None:
                 name = point.ladder
                 tally = tallies.get(name)
                 if tally is None:
                     tally = tallies[name] = _Tally(self.ladders[name])
-            level, start = point.level, request.computed_tokens
-            if start + num_tokens >= request.known_tokens:
+                rows, shared, longest = tally.rows, tally.shared, tally.longest
+                calls, keys, pairs = tally.calls, tally.keys, tally.pairs
+            level, end = point.level, request.computed_tokens + num_tokens
+            if end >= request.known_tokens:
                 num_outputs += 1
-            if request.exit_tokens:
-                tally.add_backfill(slice_)
-            tally.rows[level] += num_tokens
-            if num_tokens == 1 and start + 1 < self.shared_context:
-                tally.shared[level] += 1
-                if start >= tally.longest[level]:
-                    tally.longest[level] = start + 1
+            if level and request.exit_tokens:
+                tally.add_backfill(request, num_tokens, point)
+            rows[level] += num_tokens
+            if num_tokens != 1:
+                calls[level] += 1
+                pairs[level] += num_tokens * end  # as in chunk_pairs
+            elif end < shared_context:
+                shared[level] += 1
+                if end > longest[level]:
+                    longest[level] = end
             else:
-                tally.add_call(level, start, num_tokens)
+                calls[level] += 1
+                keys[level] += end
         seconds = self.overhead_s + at(self.output_s, num_outputs)
         num_points = 0
         for tally in tallies.values():
@@ -171,7 +176,12 @@ class StepCostModel:
 
     def expect(self, slices: Sequence[Slice]) -> Callable[[float], None]:
         """What to call with the seconds that a step of ``slices`` took, later: it teaches the correction."""
-        return partial(self.correction.observe, step_kind(slices), self.raw_s(slices))
+        return self.foresee(slices)[1]
+
+    def foresee(self, slices: Sequence[Slice]) -> tuple[float, Callable[[float], None]]:
+        """``predict_s`` and ``expect`` at once."""
+        kind, raw_s = step_kind(slices), self.raw_s(slices)
+        return raw_s * self.correction.median(kind), partial(self.correction.observe, kind, raw_s)
 
 
 class _Tally:
@@ -182,66 +192,67 @@ class _Tally:
         self.costs = costs
         self.rows = [0] * num_levels
         """Tokens that leave at the level."""
-        self.backfill = [0] * num_levels
-        """Kept tokens that run the units joining at the level besides."""
+        self.backfill = [0] * (num_levels + 1)
+        """Kept tokens that run the units joining at the level and at those above it besides; less those that stop
+        below it."""
         self.shared = [0] * num_levels
         """Sequences in the shared call."""
         self.longest = [0] * num_levels
         """Keys of the longest of them."""
-        self.alone_s = 0.0
-        """Attention calls of single sequences."""
+        self.calls = [0] * num_levels
+        """Sequences whose attention is a call of its own."""
+        self.keys = [0] * num_levels
+        """Keys that those of them read that decode."""
+        self.pairs = [0] * num_levels
+        """Pairs of the others; of backfilled tokens, those beyond what the level they left at has had."""
 
-    def add_call(self, level: int, start: int, num_tokens: int) -> None:
-        """A sequence whose attention is a call of its own."""
-        costs = self.costs
-        if num_tokens == 1:
-            self.alone_s += (start + 1) * costs.key_s[level]
-        else:
-            self.alone_s += chunk_pairs(start, num_tokens) * costs.pair_s[level]
-        self.alone_s += costs.sequence_s[level]
-        if costs.call_s:
-            self.alone_s += costs.call_s[level]
-
-    def add_backfill(self, slice_: Slice) -> None:
+    def add_backfill(self, request: Request, num_tokens: int, point: OperatingPoint) -> None:
         """Tokens that left the network at shallower levels run through the units up to this one."""
-        point, costs = slice_.point, self.costs
-        context = slice_.request.computed_tokens + slice_.num_tokens
-        for left_at, num_tokens in slice_.request.exit_tokens.items():
-            low, high = left_at.level, point.level
-            if left_at.ladder == point.ladder and low < high:
-                for level in range(low + 1, high + 1):
-                    self.backfill[level] += num_tokens
-                self.alone_s += num_tokens * context * (costs.pair_s[high] - costs.pair_s[low])
+        high, context = point.level, request.computed_tokens + num_tokens
+        for left_at, num_kept in request.exit_tokens.items():
+            low = left_at.level
+            if low < high and left_at.ladder == point.ladder:
+                self.backfill[low + 1] += num_kept
+                self.backfill[high + 1] -= num_kept
+                self.pairs[high] += num_kept * context
+                self.pairs[low] -= num_kept * context
 
     def seconds(self) -> float:
         """Of all of it, without what a step costs once."""
-        costs, rows, shared, longest = self.costs, self.rows, self.shared, self.longest
-        total = self.alone_s
-        num_rows = num_shared = max_keys = 0
-        key_s, sequence_s = costs.key_s, costs.sequence_s
-        has_shared = False
-        for level in range(len(rows) - 1, -1, -1):
-            num_rows += rows[level]
-            rows[level] = num_rows
-            if shared[level]:
-                if not has_shared and costs.shared_s:
+        return self._attention_s() + self._units_s()
+
+    def _attention_s(self) -> float:
+        costs = self.costs
+        key_s, sequence_s, call_s = costs.key_s, costs.sequence_s, costs.call_s
+        total, num_shared, max_keys = 0.0, 0, 0
+        for level in range(len(self.rows) - 1, -1, -1):
+            if self.pairs[level]:
+                total += self.pairs[level] * costs.pair_s[level]
+            if calls := self.calls[level]:
+                total += (
+                    calls * (sequence_s[level] + (call_s[level] if call_s else 0.0)) + self.keys[level] * key_s[level]
+                )
+            if shared := self.shared[level]:
+                if not num_shared and costs.shared_s:
                     total += costs.shared_s[level]
-                has_shared = True
-                num_shared += shared[level]
-                total += shared[level] * sequence_s[level]
-                if longest[level] > max_keys:
-                    max_keys = longest[level]
-            if has_shared:
+                num_shared += shared
+                total += shared * sequence_s[level]
+                max_keys = max(max_keys, self.longest[level])
+            if num_shared:
                 below_s = key_s[level - 1] if level else 0.0
                 total += num_shared * max_keys * (key_s[level] - below_s)
-        below = 0
-        for level, split in enumerate(costs.split):
-            here = rows[level] + self.backfill[level]
+        return total
+
+    def _units_s(self) -> float:
+        total, above, backfill, below = 0.0, sum(self.rows), 0, 0
+        for level, (split, wide, leaving) in enumerate(zip(self.costs.split, self.costs.wide, self.rows, strict=True)):
+            backfill += self.backfill[level]
+            here = above + backfill
             if here:
-                cost = at(split, here)
-                wide = costs.wide[level]
+                cost = split[here] if here < len(split) else at(split, here)
                 if wide is not None:
                     cost = min(cost, at(wide, max(below, here)))
                 total += cost
             below = here
+            above -= leaving
         return total

@@ -9,11 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from stepwell.schedulers.request import Request
-from stepwell.schedulers.work import OFFSET, PROMPT_DUE_S, RATE, TOKENS, Array, Row, Work, row, table
+from stepwell.schedulers.work import (
+    A_TOKEN,
+    OFFSET,
+    PERIOD_S,
+    PROMPT,
+    PROMPT_DUE_S,
+    RATE,
+    TOKENS,
+    Array,
+    Row,
+    Work,
+    row,
+    table,
+)
 
 
 def standing(request: Request) -> tuple[float, Row]:
@@ -36,28 +50,60 @@ def work_of(begun: Sequence[Row], waiting: Iterable[Request]) -> Work:
     return table(begun, [request.whole_work for request in waiting])
 
 
+class WorkLeft(NamedTuple):
+    """What is left to do for requests that run and, below them, for some that wait."""
+
+    work: Work
+    due_s: Array
+    """When the next token is due of each that runs."""
+    reading: list[int]
+    """Rows of those that run and have more of their prompt to read."""
+
+
+def work_left(running: Sequence[Request], waiting: Sequence[Request]) -> WorkLeft:
+    """Of ``running`` and ``waiting``. Those that were put back wait."""
+    num_running = len(running)
+    rows = [r.decoding_work if r.generated_tokens else r.whole_work for r in running]
+    work = table((), rows + [r.whole_work for r in waiting])
+    own = work[:num_running]
+    own += np.array([r.generated_tokens for r in running], np.float64)[:, None] * A_TOKEN
+    columns = own.T
+    due_s: Array = (1.0 - columns[OFFSET]) * columns[PERIOD_S]
+    reading = [i for i, r in enumerate(running) if r.known_tokens - r.computed_tokens != 1]
+    odd = [i for i, r in enumerate(running) if r.first_due_s == math.inf or not r.generated_tokens]
+    for i in {*reading, *odd}:
+        request = running[i]
+        if request.generated_tokens:
+            due_s[i], own[i] = standing(request)
+        else:
+            due_s[i], own[i, PROMPT] = request.prompt_due_s, request.known_tokens - request.computed_tokens
+    for i in [i for i, r in enumerate(waiting, num_running) if r.generated_tokens]:
+        work[i] = standing(waiting[i - num_running])[1]
+    return WorkLeft(work, due_s, reading)
+
+
 class Demand:
     """What of ``work`` is due by each of ``times``, ascending."""
 
     def __init__(self, work: Work, times: Array) -> None:
-        columns, at = work.T, times[:, None]
+        self._work, self._at = work, times[:, None]
+        columns, at = work.T, self._at
         due = columns[RATE] * at
         due += columns[OFFSET]
         np.minimum(due, columns[TOKENS], out=due)
         np.maximum(due, 0.0, out=due)
         self._tokens = due
         """[times, requests]: generated tokens."""
-        self._prompts = columns[PROMPT_DUE_S] <= at
-        """[times, requests]: whether the prompt is due."""
 
     def num_steps(self) -> Array:
         """[times]: steps it takes at least to generate so many tokens one after the other."""
         steps: Array = self._tokens.max(1, initial=0.0)
         return steps
 
-    def seconds(self, token_s: Array, prompt_s: Array) -> Array:
+    def seconds(self, token_s: Array, prompt_s: Array | None) -> Array:
         """[times, levels] engine time, fixed parts of decoding steps apart; the arguments: [levels, requests] of a
-        token, of a prompt."""
+        token, of a prompt (None = nobody has any)."""
         seconds: Array = self._tokens @ token_s.T
-        seconds += self._prompts @ prompt_s.T
+        if prompt_s is not None:
+            seconds += (self._work[:, PROMPT_DUE_S] <= self._at) @ prompt_s.T
         return seconds

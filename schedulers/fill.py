@@ -9,8 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import NamedTuple
 
+from stepwell.schedulers.lineup import Candidate, Lineup
 from stepwell.schedulers.plan import Limits, Slice
 from stepwell.schedulers.prices import LevelCosts, point_at
 from stepwell.schedulers.request import OperatingPoint, Phase, Request
@@ -36,26 +36,11 @@ RAISE_SHARE = 0.7
 _by_due = itemgetter(0)
 
 
-class Candidate(NamedTuple):
-    """A request that may run in this step, and where."""
-
-    due_s: float
-    """When its next token is due, from now: the order in which the step is filled."""
-    request: Request
-    level: int
-    lowest: int
-    """The lowest level that it allows."""
-    token_s: float
-    """A generated token at ``level``."""
-    backfill_s: float
-    """What it takes to get there, once."""
-
-
 def longest_s(prices: LevelCosts, num_decoding: int, slowness: float) -> float:
     """How long a step may take (without correction) in which so many sequences might decode: ``STEP_S``, or where the
     model is slow for the machine, a few times as long as a step takes anyway, and a piece of a prompt."""
     best = prices.rungs[-1]
-    fixed_s = float(prices.fixed_s(num_decoding)[best])
+    fixed_s = prices.fixed_s(num_decoding).item(best)
     return max(STEP_S / slowness, FIXED_FACTOR * fixed_s + MIN_CHUNK * prices.row[best])
 
 
@@ -108,22 +93,23 @@ class StepFill:
         self._chosen.sort(key=_by_due)
         return [slice_ for _, slice_ in self._chosen]
 
-    def run(self, decoding: Sequence[Candidate], prompts: Sequence[Candidate], next_due_s: float) -> None:
-        """Fill the step from ``decoding`` and ``prompts``, both in order of due times; ``next_due_s``: from now, when
-        the next token of a sequence is due that is not late."""
-        if prompts:
+    def run(self, decoding: Lineup, prompts: Lineup, next_due_s: float) -> None:
+        """Fill the step from ``decoding`` and ``prompts``; ``next_due_s``: from now, when the next token of a sequence
+        is due that is not late."""
+        if prompts.due_s:
             self._raise_cap_s = self._cap_s
         self._end_by(next_due_s, decoding)
-        num_urgent = bisect_left(decoding, AHEAD_S, key=_by_due)
-        if self._add_urgent(decoding[:num_urgent]):
-            self._add_others(decoding[num_urgent:], prompts)
+        num_urgent = bisect_left(decoding.due_s, AHEAD_S)
+        if self._add_urgent(decoding, num_urgent):
+            self._add_others(decoding, num_urgent, prompts)
 
-    def _add_others(self, ahead: Sequence[Candidate], prompts: Sequence[Candidate]) -> None:
-        """While there is time and tokens are left, most urgent first."""
-        num_first = bisect_left(ahead, prompts[0].due_s, key=_by_due) if prompts else len(ahead)
-        if not self._add_all(ahead[:num_first]):
-            num_first = 0
-        others = [(c, False) for c in ahead[num_first:]] + [(c, True) for c in prompts]
+    def _add_others(self, decoding: Lineup, first: int, prompts: Lineup) -> None:
+        """From number ``first`` on, while there is time and tokens are left, most urgent first."""
+        due_s = decoding.due_s
+        end = bisect_left(due_s, prompts.due_s[0], first) if prompts.due_s else len(due_s)
+        if self._add_all(decoding, first, end):
+            first = end
+        others = [(c, False) for c in decoding.candidates(first)] + [(c, True) for c in prompts.candidates(0)]
         others.sort(key=lambda other: other[0].due_s)
         for candidate, is_prompt in others:
             if self._tokens == 0:
@@ -133,24 +119,34 @@ class StepFill:
             else:
                 self._add_decoding(candidate)
 
-    def _add_all(self, decoding: Sequence[Candidate]) -> bool:
-        """All of them, or nobody if they do not all fit."""
-        if not decoding or len(decoding) > self._tokens:
+    def _add_all(self, decoding: Lineup, first: int, end: int) -> bool:
+        """All from number ``first`` on, before number ``end``; or nobody if they do not all fit."""
+        if not 0 < end - first <= self._tokens:
             return False
-        _, _, levels, _, token_s, backfill_s = zip(*decoding, strict=True)
-        seconds = self._seconds + sum(token_s) + sum(backfill_s) + self._deeper_s(max(levels))
+        top = max(decoding.levels[first:end])
+        seconds = self._seconds + sum(decoding.token_s[first:end]) + sum(decoding.backfill_s[first:end])
+        seconds += self._deeper_s(top)
         if seconds > self._cap_s:
             return False
-        self._take_all(decoding)
-        self._seconds = seconds
+        requests, levels = decoding.requests[first:end], decoding.levels[first:end]
+        points = self._points
+        at = list(map(point_at, requests, levels)) if points is None else [points[level] for level in levels]
+        ones = [1] * len(requests)
+        slices = map(Slice._make, zip(requests, ones, at, strict=True))
+        self._chosen += zip(decoding.due_s[first:end], slices, strict=True)
+        self._tokens -= end - first
+        self._top, self._seconds = max(self._top, top), seconds
         return True
 
-    def _end_by(self, due_s: float, decoding: Sequence[Candidate]) -> None:
+    def _end_by(self, due_s: float, decoding: Lineup) -> None:
         """The step ends before the next token is due; but it is never cut so short that most of it were fixed costs."""
         cap_s = due_s * GUARD / self._worst_slowness
         if cap_s < self._raise_cap_s:
-            shortest_s = self._fixed_s[0] + sum([self._token_s(c.request, c.lowest) for c in decoding])
-            cap_s = max(cap_s, shortest_s)
+            decode_s, key_s = self._prices.decode, self._prices.key
+            padded, requests = self._prices.padded, decoding.requests
+            keys = [self._longest] * len(requests) if padded else [r.known_tokens for r in requests]
+            tokens_s = [decode_s[level] + n * key_s[level] for level, n in zip(decoding.lowest, keys, strict=True)]
+            cap_s = max(cap_s, self._fixed_s[0] + sum(tokens_s))
             self._cap_s, self._raise_cap_s = min(self._cap_s, cap_s), min(self._raise_cap_s, cap_s)
 
     def _token_s(self, request: Request, level: int) -> float:
@@ -159,19 +155,21 @@ class StepFill:
         num_keys = max(request.known_tokens, self._longest) if prices.padded else request.known_tokens
         return prices.decode[level] + num_keys * prices.key[level]
 
-    def _add_urgent(self, urgent: Sequence[Candidate]) -> bool:
-        """All of them if they fit; else the most urgent ones, and lower if that were less than half. False if somebody
-        had to be left out: the step is full."""
+    def _add_urgent(self, decoding: Lineup, num_urgent: int) -> bool:
+        """All the urgent ones if they fit; else the most urgent ones, and lower if that were less than half. False if
+        somebody had to be left out: the step is full."""
         self._seconds = self._fixed_s[0]
-        if self._add_all(urgent) or not urgent:
+        if self._add_all(decoding, 0, num_urgent) or not num_urgent:
             return True
+        urgent = decoding.candidates(0, num_urgent)
         fitting, seconds = self._fitting(urgent)
         while len(fitting) * 2 < len(urgent) and (lowered := self._lowered(urgent)) is not None:
             urgent = lowered
             fitting, seconds = self._fitting(urgent)
-        self._take_all(fitting)
+        for candidate in fitting:
+            self._take(candidate, 1)
         self._seconds = seconds
-        return len(fitting) == len(urgent)
+        return len(fitting) == num_urgent
 
     def _lowered(self, urgent: Sequence[Candidate]) -> list[Candidate] | None:
         """Nobody above the next lower rung; None if that changes nothing."""
@@ -246,15 +244,6 @@ class StepFill:
     def _deeper_s(self, level: int) -> float:
         """What the step's fixed part grows by if somebody runs at ``level``."""
         return max(0.0, self._fixed_s[level] - self._fixed_s[self._top])
-
-    def _take_all(self, decoding: Sequence[Candidate]) -> None:
-        points = self._points
-        if points is None:
-            self._chosen += [(c.due_s, Slice(c.request, 1, point_at(c.request, c.level))) for c in decoding]
-        else:
-            self._chosen += [(due_s, Slice(request, 1, points[level])) for due_s, request, level, _, _, _ in decoding]
-        self._tokens -= len(decoding)
-        self._top = max([self._top, *(c.level for c in decoding)])
 
     def _take(self, candidate: Candidate, num_tokens: int) -> None:
         request, level = candidate.request, candidate.level

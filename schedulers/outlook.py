@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stepwell.schedulers.demand import standing, work_of
+from stepwell.schedulers.demand import work_left
 from stepwell.schedulers.request import Request
 from stepwell.schedulers.turnover import leaving
-from stepwell.schedulers.work import CONTEXT, END_S, OFFSET, PROMPT, PROMPT_DUE_S, RATE, TOKENS, Array, Work
+from stepwell.schedulers.work import END_S, OFFSET, PERIOD_S, RATE, TOKENS, Array
 
 HEAD, TAIL = 32, 16
 """Of those in line, so many are looked at one by one; the others are represented by so many at most."""
@@ -42,77 +42,59 @@ class Outlook:
     def __init__(self, now: float, line: Sequence[Request], running: Sequence[Request], max_running: int) -> None:
         self.now = now
         stride = -(-max(len(line) - HEAD, 0) // TAIL) or 1
-        head, tail = line[:HEAD], line[HEAD + stride // 2 :: stride]
-        self.requests: list[Request] = [*running, *head, *tail]
-        self.num_running, self.num_exact = len(running), len(running) + len(head)
-        self.work: Work = work_of([], self.requests)
-        self.max_tokens: Array = self.work[:, TOKENS] + 1.0
+        seen = [*line[:HEAD], *line[HEAD + stride // 2 :: stride]]
+        self.requests: list[Request] = [*running, *seen]
+        self.num_running, self.num_exact = len(running), len(running) + min(len(line), HEAD)
+        self.work, due_s, self.reading = work_left(running, seen)
+        self.max_tokens: list[int] = [r.max_tokens for r in self.requests]
         """That each may generate in all."""
         self.weights: Array | None = None
         """How many requests each row stands for; None = one."""
         if stride > 1:
             self.weights = np.ones(len(self.work))
             self.weights[self.num_exact :] = stride
-        for index, request in enumerate(self.requests[self.num_running :], self.num_running):
-            if request.generated_tokens:  # put back
-                self.work[index] = standing(request)[1]
         self.next_due_s = math.inf
         """From now, when the next token of somebody who decodes is due; who is late does not count."""
         self.decoding = Dues([], [])
         """Those that can generate a token at once."""
         self.longest = 0
         """Tokens of the longest sequence that decodes."""
-        self.reading: list[int] = []
-        """Rows of those that run and have more of their prompt to read."""
         if running:
             successors = line[max(max_running - len(running), 0) :][: len(running)]
-            self._look_at_running(running, successors)
+            due_s -= now
+            self._look_at_running(running, due_s, successors)
+        self.has_prompts = len(self.requests) > len(self.decoding.indices)
+        """Whether anybody has more of a prompt to read."""
 
-    def _look_at_running(self, running: Sequence[Request], successors: Sequence[Request]) -> None:
-        """They have some of their work behind them; those that must make room are due as if they had to leave."""
-        pending = [r.known_tokens - r.computed_tokens for r in running]
-        done = np.array([r.generated_tokens for r in running], np.float64)
-        columns = self.work[: self.num_running].T
-        due_s = self._advance(columns, done)
-        for i, request in enumerate(running):
-            if pending[i] != 1 or not request.generated_tokens or request.first_due_s == math.inf:
-                due_s[i], self.work[i] = standing(request)
-        due_s -= self.now
-        decodes = np.array(pending) == 1
-        self.next_due_s = float(due_s[decodes & (due_s > LATE_S)].min(initial=math.inf))
+    def _look_at_running(self, running: Sequence[Request], due_s: Array, successors: Sequence[Request]) -> None:
+        """``due_s``: when their next tokens are due, from now; those that must make room are due as if they had to
+        leave."""
+        decodes = np.ones(len(running), np.bool_)
+        decodes[self.reading] = False
+        of_decoding = due_s[decodes] if self.reading else due_s
+        self.next_due_s = min([due for due in of_decoding.tolist() if due > LATE_S], default=math.inf)
         if successors:
             successor_due_s = np.array([r.prompt_due_s for r in successors])
-            self._make_room(columns, due_s, *leaving(self.now, columns[TOKENS], successor_due_s))
+            tokens_left = self.work[: len(running), TOKENS]
+            self._make_room(due_s, *leaving(self.now, tokens_left, successor_due_s))
         if due_s.max() == math.inf:
             due_s = np.where(due_s < math.inf, due_s, [r.patience_s - self.now for r in running])
         order = due_s.argsort(kind="stable")
-        order = order[decodes[order]]
+        if self.reading:
+            order = order[decodes[order]]
         self.decoding = Dues(due_s[order].tolist(), order.tolist())
         self.longest = max([running[i].known_tokens for i in self.decoding.indices], default=0)
-        if len(order) < len(running):
-            self.reading = np.flatnonzero(~decodes).tolist()
 
-    def _advance(self, columns: Array, done: Array) -> Array:
-        """Take ``done`` generated tokens off ``columns`` of requests that decode; when their next tokens are due."""
-        rate = columns[RATE]
-        is_due = rate > 0.0
-        due_s = np.full(len(done), math.inf)
-        np.divide(done - columns[OFFSET], rate, out=due_s, where=is_due)
-        columns[PROMPT], columns[PROMPT_DUE_S] = 0.0, math.inf
-        columns[CONTEXT] += 0.5 * (done + 1.0)
-        done -= 1.0
-        columns[TOKENS] -= done
-        columns[OFFSET] -= done * is_due
-        return due_s
-
-    def _make_room(self, columns: Array, due_s: Array, rows: npt.NDArray[np.intp], left_s: Array) -> None:
+    def _make_room(self, due_s: Array, rows: npt.NDArray[np.intp], left_s: Array) -> None:
         """Hurry those that must leave in ``left_s``: a steady rate until then, unless all is due earlier anyway."""
+        columns = self.work.T
         hurried = self.now + left_s < columns[END_S, rows]
         rows, left_s = rows[hurried], left_s[hurried]
         tokens = np.maximum(columns[TOKENS, rows], 1.0)
         rate = tokens / left_s
         columns[RATE, rows], columns[OFFSET, rows], columns[END_S, rows] = rate, -self.now * rate, self.now + left_s
-        due_s[rows] = np.minimum(due_s[rows], left_s / tokens)
+        columns[PERIOD_S, rows] = period_s = left_s / tokens
+        due_s[rows] = np.minimum(due_s[rows], period_s)
 
     def prompts(self, max_newcomers: int, max_tokens: int) -> Dues:
         """Prompts that may advance, most urgent first: of half-read ones as many as fill a step, and as many newcomers

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -56,16 +57,23 @@ class Bill(NamedTuple):
     """Where they run; None if that is the rung itself for everybody."""
     token_s: Array
     """A generated token, fixed parts of steps apart."""
-    prompt_s: Array
-    """All of the prompt that is left, with its part of the fixed parts."""
+    prompt_s: Array | None
+    """All of the prompt that is left, with its part of the fixed parts; None if nobody has any left."""
     fixed_s: Array
     """[rungs]: a step, besides."""
 
 
 def bill(
-    prices: LevelCosts, work: Work, spans: Sequence[Span], num_decoding: int, longest: int, limits: Limits
+    prices: LevelCosts,
+    work: Work,
+    spans: Sequence[Span],
+    num_decoding: int,
+    longest: int,
+    limits: Limits,
+    has_prompts: bool = True,
 ) -> Bill:
-    """Price ``work``, in company of so many that decode, the longest of them with so many tokens."""
+    """Price ``work``, in company of so many that decode, the longest of them with so many tokens; ``has_prompts``:
+    whether there are rows of prompts in it."""
     levels, at = None, prices.at_rungs
     if spans:
         low, high = np.zeros(len(work), np.intp), np.full(len(work), len(prices.points) - 1)
@@ -73,12 +81,15 @@ def bill(
             low[index], high[index] = lowest, highest
         levels = np.clip(prices.rungs_at[:, None], low, high)
         at = Prices(*(column[levels] for column in prices.columns))
-    fixed_s = prices.fixed_s(num_decoding)[prices.rungs_at]
-    rows = work[:, PROMPT]
-    token_s = at.key_s * (np.maximum(work[:, CONTEXT], longest) if prices.padded else work[:, CONTEXT])
+    fixed_s = prices.fixed_at_rungs_s(num_decoding)
+    context = work[:, CONTEXT]
+    token_s = at.key_s * (np.maximum(context, longest) if prices.padded else context)
     token_s += at.token_s
+    if not has_prompts:
+        return Bill(levels, token_s, None, fixed_s)
+    rows = work[:, PROMPT]
     # Pairs: each of a prompt's chunks is a rectangle up to its last token.
-    seen = work[:, CONTEXT] - 0.5 * (work[:, TOKENS] + rows - np.minimum(rows, limits.max_step_tokens))
+    seen = context - 0.5 * (work[:, TOKENS] + rows - np.minimum(rows, limits.max_step_tokens))
     prompt_s = at.pair_s * seen
     prompt_s += at.row_s + fixed_s[:, None] / limits.max_step_tokens
     prompt_s *= rows
@@ -103,13 +114,13 @@ def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slo
     demand = Demand(work, times)
     token_s, prompt_s = charged.token_s, charged.prompt_s
     if weights is not None:
-        token_s, prompt_s = token_s * weights, prompt_s * weights
+        token_s, prompt_s = token_s * weights, None if prompt_s is None else prompt_s * weights
     need = demand.seconds(token_s, prompt_s)
     need += demand.num_steps()[:, None] * charged.fixed_s
     have = (times - (now + RESERVE_S / SHARE)) * (SHARE / slowness)
     left = have[:, None] - need
-    least = left.min(0).tolist()
-    rung = max([k for k, least_s in enumerate(least) if least_s >= 0.0], default=-1)
+    least = np.minimum.reduce(left).tolist()
+    rung = next((k for k in range(top, -1, -1) if least[k] >= 0.0), -1)
     if rung < 0:
         return Pace(0, 0.0, 0.0)
     if rung == top:
@@ -146,29 +157,35 @@ def assign(
     num = len(requests)
     own = outlook.work[:num].T
     levels = None if charged.levels is None else charged.levels[:, :num]
-    tokens = own[TOKENS] + (own[PROMPT] > 0.0)
+    if levels is None and pace.rung == 0 and not pace.share:
+        return _everybody(0, charged, prices, [0.0] * num)
+    backfill = _backfill(requests, own[CONTEXT], prices, levels)
+    if levels is None and pace.rung == len(prices.rungs) - 1:
+        all_s = np.zeros(num) if backfill is None else backfill.sum(0)
+        if backfill is None or (all_s.sum() <= pace.spare_s and all_s.max() <= max_raise_s):
+            return _everybody(pace.rung, charged, prices, all_s.tolist())
+    tokens = own[TOKENS] + (own[PROMPT] > 0.0) if outlook.has_prompts else own[TOKENS]
     token_s = charged.token_s[:, :num]
     cost = token_s + charged.fixed_s[:, None] / num
     cost *= tokens
-    cost += charged.prompt_s[:, :num]
+    if charged.prompt_s is not None:
+        cost += charged.prompt_s[:, :num]
     budget = float((cost[pace.rung] - cost[0]).sum()) + pace.spare_s
     cost = cost[1:] - cost[:-1]
     if pace.share:
         budget += pace.share * float(cost[pace.rung].sum())
-    worth = tokens / outlook.max_tokens[:num]
-    backfill = _backfill(requests, own[CONTEXT], prices, levels)
     if backfill is not None:
         cost += backfill
         backfill = backfill.cumsum(0)
     gain = prices.gain if levels is None else np.diff(prices.quality[levels], axis=0)
-    worth = gain * worth / (cost + 1e-12)
+    worth = gain * (tokens / np.array(outlook.max_tokens[:num])) / (cost + 1e-12)
     if backfill is not None:
         worth[backfill > max_raise_s] = 0.0
     if levels is not None:
         worth[levels[1:] == levels[:-1]] = math.inf  # rungs it may not use are no obstacle
     reached = _spend(worth, cost, budget)
-    everyone = np.arange(num)
     raised = [0.0] * num
+    everyone = np.arange(num)
     if backfill is not None:
         raised = np.where(reached > 0, backfill[reached - 1, everyone], 0.0).tolist()
     if levels is None:
@@ -178,37 +195,43 @@ def assign(
     return Assignment(chosen, lowest, token_s[reached, everyone].tolist(), raised)
 
 
+def _everybody(rung: int, charged: Bill, prices: LevelCosts, backfill_s: list[float]) -> Assignment:
+    """All at one rung, without a choice to make."""
+    num = len(backfill_s)
+    token_s: list[float] = charged.token_s[rung, :num].tolist()
+    return Assignment([prices.rungs[rung]] * num, [prices.rungs[0]] * num, token_s, backfill_s)
+
+
 def _spend(worth: Array, cost: Array, budget: float) -> npt.NDArray[np.intp]:
     """[requests]: the rung that each reaches if climbs ([rungs - 1, requests]) are bought in order of worth."""
-    worth = np.minimum.accumulate(worth, axis=0)  # a rung is only reached by way of those below
+    num = worth.shape[1]
+    for below, above in pairwise(worth):  # a rung is only reached by way of those below
+        np.minimum(above, below, out=above)
     order = (-worth).ravel().argsort(kind="stable")
     num_climbs = int(cost.ravel()[order].cumsum().searchsorted(budget + 1e-9, side="right"))
-    climbed = np.zeros(worth.size, np.bool_)
-    climbed[order[:num_climbs]] = True
-    reached: npt.NDArray[np.intp] = (climbed.reshape(worth.shape) & (worth > 0.0)).sum(0)
-    return reached
+    bought = order[: min(num_climbs, np.count_nonzero(worth > 0.0))]
+    return np.bincount(bought % num, minlength=num)
 
 
 def _backfill(
     requests: Sequence[Request], context: Array, prices: LevelCosts, levels: npt.NDArray[np.intp] | None
 ) -> Array | None:
     """[rungs - 1, requests]: seconds to bring kept tokens from each rung to the next; None if nobody has kept any."""
-    kept = [
-        (prices.rungs_above[point.level], i, num_tokens)
-        for i, request in enumerate(requests)
-        if request.exit_tokens
-        for point, num_tokens in request.exit_tokens.items()
-    ]
+    num, num_climbs, rungs_above = len(requests), len(prices.rungs) - 1, prices.rungs_above
+    kept = [(i, r.exit_tokens) for i, r in enumerate(requests) if r.exit_tokens]
     if not kept:
         return None
-    tokens = np.zeros((len(prices.rungs) - 1, len(requests)))
-    for climb, i, num_tokens in kept:
-        if climb < len(tokens):
-            tokens[climb, i] += num_tokens
+    at, counts = [], []
+    for i, exit_tokens in kept:
+        for point, num_tokens in exit_tokens.items():
+            if (climb := rungs_above[point.level]) < num_climbs:
+                at.append(climb * num + i)
+                counts.append(num_tokens)
+    tokens = np.bincount(at, counts, num_climbs * num).reshape(num_climbs, num)
     row_s, pair_s = prices.climb_s
     backfill: Array = pair_s[:, None] * context
     backfill += row_s[:, None]
-    backfill *= np.cumsum(tokens, axis=0)
+    backfill *= tokens.cumsum(0)
     if levels is not None:
         backfill[levels[1:] == levels[:-1]] = 0.0
     return backfill
@@ -217,8 +240,9 @@ def _backfill(
 def limited_spans(requests: Sequence[Request], prices: LevelCosts, num_begun: int) -> list[Span]:
     """Of those that may not use all levels. The first ``num_begun`` have begun."""
     num_levels = len(prices.points)
-    odd = [i for i, r in enumerate(requests) if len(r.points) != num_levels]
-    odd += [i for i, r in enumerate(requests[:num_begun]) if not r.may_switch and len(r.points) == num_levels]
     if num_levels == 1:
         odd = list(range(len(requests)))
+    else:
+        odd = [i for i, r in enumerate(requests) if len(r.points) != num_levels]
+        odd += [i for i, r in enumerate(requests[:num_begun]) if not r.may_switch and len(r.points) == num_levels]
     return [(i, *prices.span(requests[i])) for i in odd]

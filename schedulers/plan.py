@@ -47,6 +47,8 @@ class StepPlan:
     drops: Sequence[Drop] = ()
     predicted_s: float | None = None
     """Predicted duration of the step, None without a cost model."""
+    learn: Callable[[float], None] | None = None
+    """What to call with the seconds that a step of exactly these slices took; None = ask the cost model."""
 
     @property
     def num_tokens(self) -> int:

@@ -48,8 +48,8 @@ class LevelCosts:
     def __init__(self, model: StepCostModel, costs: LadderCosts, points: Sequence[OperatingPoint]) -> None:
         self.points = tuple(points)
         self.quality: Array = np.array([point.quality for point in points])
-        self._batch_s: Array = np.array([_at_all_levels(costs, n) for n in range(MANY_ROWS + 1)]) + model.overhead_s
-        self.row_s: Array = (self._batch_s[MANY_ROWS] - self._batch_s[FEW_ROWS]) / (MANY_ROWS - FEW_ROWS)
+        batch_s: Array = np.array([_at_all_levels(costs, n) for n in range(MANY_ROWS + 1)]) + model.overhead_s
+        self.row_s: Array = (batch_s[MANY_ROWS] - batch_s[FEW_ROWS]) / (MANY_ROWS - FEW_ROWS)
         """A row more in a step of many."""
         output_s = at(model.output_s, 16) - at(model.output_s, 15)
         sequence_s = np.array(costs.sequence_s)
@@ -65,14 +65,17 @@ class LevelCosts:
         self.prompt: list[float] = self.prompt_s.tolist()
         self.key: list[float] = self.key_s.tolist()
         self.pair: list[float] = self.pair_s.tolist()
-        self._once_s: Array = at(model.output_s, 1) - output_s + np.array(costs.shared_s or 0.0)
-        self._once_s = self._once_s + FURTHER_POINTS * model.mixing_s
+        once_s: Array = at(model.output_s, 1) - output_s + np.array(costs.shared_s or 0.0)
+        once_s = once_s + FURTHER_POINTS * model.mixing_s
+        rows = np.arange(MANY_ROWS + 1)[:, None]
+        self._fixed_s: Array = np.maximum(batch_s - rows * self.row_s, 0.0) + once_s
         self.padded = model.shared_context > 0
         """Whether decoding sequences cost as many keys as the longest of them."""
         self.columns = Prices(self.decode_s, self.key_s, self.row_s, self.pair_s, self.prompt_s)
         self.rungs = _concave(self.row_s, self.quality)
         """The levels worth using, ascending: each is worth its seconds more than those left out around it."""
         self.rungs_at = np.array(self.rungs)
+        self._fixed_at_rungs_s: Array = self._fixed_s[:, self.rungs_at]
         self.climb_s: tuple[Array, Array] = np.diff(self.row_s[self.rungs_at]), np.diff(self.pair_s[self.rungs_at])
         """A row, and a pair, more from each rung to the next."""
         self.rungs_above = [max(sum(rung <= k for rung in self.rungs) - 1, 0) for k in range(len(points))]
@@ -84,8 +87,12 @@ class LevelCosts:
 
     def fixed_s(self, num_sequences: int) -> Array:
         """What a step costs in which so many sequences decode, beyond the price of its rows and sequences."""
-        rows = min(max(num_sequences, 1), MANY_ROWS)
-        fixed: Array = np.maximum(self._batch_s[rows] - rows * self.row_s, 0.0) + self._once_s
+        fixed: Array = self._fixed_s[min(max(num_sequences, 1), MANY_ROWS)]
+        return fixed
+
+    def fixed_at_rungs_s(self, num_sequences: int) -> Array:
+        """The same at the rungs only."""
+        fixed: Array = self._fixed_at_rungs_s[min(max(num_sequences, 1), MANY_ROWS)]
         return fixed
 
     def span(self, request: Request) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from stepwell.schedulers.work import pack
+from stepwell.schedulers.work import before_decoding, pack, row
 
 
 @dataclass(frozen=True, order=True)
@@ -134,6 +134,8 @@ class Request:
     """Absolute time from which on there is no point in starting it: it is dropped unless it has started."""
     whole_work: bytes = field(init=False, repr=False)
     """All of its work, as a packed row of :mod:`stepwell.schedulers.work`."""
+    decoding_work: bytes = field(init=False, repr=False)
+    """See :func:`~stepwell.schedulers.work.before_decoding`."""
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -148,9 +150,9 @@ class Request:
         self.rank_s = due_s + self.class_shift_s if due_s < math.inf else self.patience_s
         self.start_by_s = min(self.deadline_s, self.queue_deadline_s)
         second_due_s = self.first_due_s + slo.tpot_s
-        self.whole_work = pack(
-            self.prompt_tokens, due_s, self.max_tokens - 1, second_due_s, slo.tpot_s, self.deadline_s
-        )
+        prompt = self.prompt_tokens
+        whole = row(prompt, due_s, self.max_tokens - 1, second_due_s, slo.tpot_s, self.deadline_s, prompt)
+        self.whole_work, self.decoding_work = pack(whole), pack(before_decoding(whole))
 
     @property
     def pending_tokens(self) -> int:

@@ -54,7 +54,7 @@ class SlackFit(Priced):
         latencies = self._latencies(queue, prices) * model.correction.upper("mixed")
         batch, level = fit(latencies, slack_s(queue[0], now, self.limits.max_step_tokens))
         slices = self._slices(queue[:batch], level, room)
-        return StepPlan(slices, drops, model.predict_s(slices))
+        return StepPlan(slices, drops, *model.foresee(slices))
 
     def _latencies(self, queue: Sequence[Request], prices: LevelCosts) -> Array:
         """[units, levels]: seconds of a step of the first so many units, all at one level."""

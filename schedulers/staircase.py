@@ -15,17 +15,17 @@ cost model everybody runs at the best point allowed, and nobody is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 
 import numpy as np
 
 from stepwell.schedulers.admission import Admission
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.deadline_order import in_line
-from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, Candidate, StepFill, longest_s
-from stepwell.schedulers.outlook import Dues, Outlook
-from stepwell.schedulers.pace import ANSWER_S, Assignment, affordable, assign, bill, limited_spans
-from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, Slice, StepPlan
+from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, StepFill, longest_s
+from stepwell.schedulers.lineup import Lineup
+from stepwell.schedulers.outlook import Outlook
+from stepwell.schedulers.pace import ANSWER_S, affordable, assign, bill, limited_spans
+from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.priced import Priced
 from stepwell.schedulers.prices import PriceLists
 from stepwell.schedulers.promises import Promises
@@ -62,8 +62,7 @@ class Staircase(Priced):
             if not line and not running:
                 return StepPlan((), drops)
             situation = self._situation(now, line, running, model)
-        slices, predicted_s = situation.step(capacity)
-        return StepPlan(slices, drops, predicted_s)
+        return situation.step(capacity, drops)
 
     def _situation(
         self, now: float, line: Sequence[Request], running: Sequence[Request], model: StepCostModel
@@ -93,13 +92,15 @@ class _Situation:
         self._prices = price_lists.of(model, outlook.requests)
         spans = limited_spans(outlook.requests, self._prices, outlook.num_running)
         num_decoding = len(outlook.decoding.indices)
-        self._bill = bill(self._prices, outlook.work, spans, num_decoding, outlook.longest, limits)
+        self._bill = bill(self._prices, outlook.work, spans, num_decoding, outlook.longest, limits, outlook.has_prompts)
 
     def hopeless(self) -> list[Drop]:
         """Drops of those that have never started and cannot be in time any more, even alone and at their smallest
         points. When they came they might have been: it is the backlog's fault, and trying again may help."""
         outlook, charged, slowness = self._outlook, self._bill, self._slowness
         waiting = slice(outlook.num_running, outlook.num_exact)
+        if charged.prompt_s is None or not self.line:
+            return []
         columns, fixed_s = outlook.work[waiting].T, charged.fixed_s[0]
         begin_s = outlook.now + (charged.prompt_s[0, waiting] + fixed_s) * slowness
         late = begin_s > columns[PROMPT_DUE_S]
@@ -109,29 +110,29 @@ class _Situation:
         requests = [self.line[i] for i in np.flatnonzero(late).tolist()]
         return [Drop(r, DropReason.HOPELESS, STEP_S) for r in requests if not r.has_started]
 
-    def step(self, capacity: Capacity) -> tuple[list[Slice], float]:
+    def step(self, capacity: Capacity, drops: Sequence[Drop]) -> StepPlan:
         """What runs, and how long that takes."""
         outlook, max_tokens = self._outlook, self._limits.max_step_tokens
-        room = Room(capacity, outlook.requests[: outlook.num_running], self._limits)
+        running = outlook.requests[: outlook.num_running]
+        room = Room(capacity, running, self._limits)
         decoding, prompts = outlook.decoding, outlook.prompts(room.seats, max_tokens)
         pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness)
-        num_seen = max([outlook.num_running, *(i + 1 for i in prompts.indices)])
+        num_seen = max(outlook.num_running, 1 + max(prompts.indices, default=-1))
         step_s = longest_s(self._prices, len(decoding.indices), self._slowness)
         raise_s = step_s if prompts.indices else step_s * RAISE_FACTOR
-        assigned = assign(outlook.requests[:num_seen], outlook, self._bill, self._prices, pace, raise_s)
-        candidates = self._candidates(decoding, assigned), self._candidates(prompts, assigned)
-        fill = self._filled(*candidates, room, step_s, 1.0)
-        predicted_s = self._model.predict_s(fill.slices)
+        seen = outlook.requests[:num_seen]
+        assigned = assign(seen, outlook, self._bill, self._prices, pace, raise_s)
+        lineups = Lineup.of(decoding, seen, assigned), Lineup.of(prompts, seen, assigned)
+        fill = self._filled(*lineups, room, step_s, 1.0)
+        slices = fill.slices
+        predicted_s, learn = self._model.foresee(slices)
         optimism = predicted_s / (fill.seconds * self._slowness)
-        if optimism > TOLERANCE and predicted_s > fill.limit_s * self._slowness and len(fill.slices) > 1:
-            room = Room(capacity, outlook.requests[: outlook.num_running], self._limits)
-            fill = self._filled(*candidates, room, step_s, optimism)
-            predicted_s = self._model.predict_s(fill.slices)
-        return fill.slices, predicted_s
+        if optimism > TOLERANCE and predicted_s > fill.limit_s * self._slowness and len(slices) > 1:
+            slices = self._filled(*lineups, Room(capacity, running, self._limits), step_s, optimism).slices
+            predicted_s, learn = self._model.foresee(slices)
+        return StepPlan(slices, drops, predicted_s, learn)
 
-    def _filled(
-        self, decoding: list[Candidate], prompts: list[Candidate], room: Room, step_s: float, optimism: float
-    ) -> StepFill:
+    def _filled(self, decoding: Lineup, prompts: Lineup, room: Room, step_s: float, optimism: float) -> StepFill:
         """``optimism``: by how much the exact prediction exceeds the estimates that the step is filled by."""
         points = self._prices.points if self._bill.levels is None else None
         worst = self._worst_slowness * optimism
@@ -140,12 +141,3 @@ class _Situation:
         )
         fill.run(decoding, prompts, self._outlook.next_due_s)
         return fill
-
-    def _candidates(self, dues: Dues, assigned: Assignment) -> list[Candidate]:
-        if not dues.indices:
-            return []
-        pick, requests = itemgetter(*dues.indices), self._outlook.requests
-        columns = [pick(column) for column in (requests, *assigned)]
-        if len(dues.indices) == 1:
-            return [Candidate(dues.due_s[0], *columns)]
-        return list(map(Candidate._make, zip(dues.due_s, *columns, strict=True)))

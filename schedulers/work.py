@@ -17,15 +17,19 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[np.float64]
 Work: TypeAlias = npt.NDArray[np.float64]
 """[requests, NUM_COLUMNS]."""
-Row: TypeAlias = tuple[float, float, float, float, float, float, float]
+Row: TypeAlias = tuple[float, float, float, float, float, float, float, float]
 
-PROMPT, PROMPT_DUE_S, TOKENS, RATE, OFFSET, END_S, CONTEXT = range(7)
+PROMPT, PROMPT_DUE_S, TOKENS, RATE, OFFSET, END_S, CONTEXT, PERIOD_S = range(8)
 """Columns: rows of prompt to compute; when they are due; tokens to generate after that; of which ``t * RATE + OFFSET``
-are due at time t, none before and all of them after, which is at ``END_S``; keys that such a token reads, on average.
-What is due never has ``RATE`` 0 and times ``inf``."""
-NUM_COLUMNS = 7
+are due at time t, none before and all of them after, which is at ``END_S``; keys that such a token reads, on average;
+``1 / RATE``. What is due never has ``RATE`` 0 and times ``inf``."""
+NUM_COLUMNS = 8
 AT_ONCE_S = 1e-3
 """Tokens that are all due at the same time count as due one by one within this time before."""
+
+A_TOKEN: Array = np.array([0.0, 0.0, -1.0, 0.0, -1.0, 0.0, 0.5, 0.0])
+"""What a generated token changes in the row of a request that decodes. (Where ``RATE`` is 0, ``OFFSET`` may be anything
+up to 0.)"""
 
 _ROW = Struct(f"{NUM_COLUMNS}d")
 
@@ -47,22 +51,34 @@ def row(prompt: int, due_s: float, tokens: int, next_due_s: float, tpot_s: float
         end_s = next_due_s + (tokens - 1) * tpot_s
         if end_s <= deadline_s:
             rate = 1.0 / tpot_s
-            return prompt, due_s, tokens, rate, 1.0 - next_due_s * rate, end_s, context
+            return prompt, due_s, tokens, rate, 1.0 - next_due_s * rate, end_s, context, tpot_s
     if deadline_s == math.inf:
-        return prompt, due_s, tokens, 0.0, 0.0, math.inf, context
+        return prompt, due_s, tokens, 0.0, 0.0, math.inf, context, math.inf
     rate = max(tokens, 1) / AT_ONCE_S
-    return prompt, due_s, tokens, rate, tokens - deadline_s * rate, deadline_s, context
+    return prompt, due_s, tokens, rate, tokens - deadline_s * rate, deadline_s, context, 1.0 / rate
 
 
-def pack(prompt: int, due_s: float, tokens: int, next_due_s: float, tpot_s: float, deadline_s: float) -> bytes:
-    """The row of a request of which nothing is done yet; see :func:`row`."""
-    return _ROW.pack(*row(prompt, due_s, tokens, next_due_s, tpot_s, deadline_s, prompt))
+def pack(row_: Row) -> bytes:
+    """As :func:`table` takes it."""
+    return _ROW.pack(*row_)
+
+
+def unpack(packed: bytes) -> Row:
+    """The opposite."""
+    return _ROW.unpack(packed)
+
+
+def before_decoding(whole: Row) -> Row:
+    """From all of a request's work, what :data:`A_TOKEN` times its generated tokens is to be added to once it decodes:
+    then that is what is left."""
+    _, _, tokens, rate, offset, end_s, context, period_s = whole
+    return 0.0, math.inf, tokens + 1.0, rate, offset + 1.0 if rate else 0.0, end_s, context + 0.5, period_s
 
 
 def table(rows: Sequence[Row], packed: Iterable[bytes] = ()) -> Work:
     """An array of ``rows``, then of packed ones."""
-    whole = np.frombuffer(b"".join(packed), np.float64).reshape(-1, NUM_COLUMNS)
-    return np.concatenate((np.array(rows, np.float64), whole)) if rows else whole.copy()
+    whole = np.frombuffer(bytearray().join(packed), np.float64).reshape(-1, NUM_COLUMNS)
+    return np.concatenate((np.array(rows, np.float64), whole)) if rows else whole
 
 
 def check_times(work: Work, after_s: float, at_most: int) -> Array:
@@ -71,8 +87,8 @@ def check_times(work: Work, after_s: float, at_most: int) -> Array:
     The first half are the earliest; the others are spread evenly over those that follow, with the last.
     """
     dues = np.concatenate((work[:, PROMPT_DUE_S], work[:, END_S]))
-    dues = dues[(dues < math.inf) & (dues > after_s)]
     dues.sort()
+    dues = dues[dues.searchsorted(after_s, "right") : dues.searchsorted(math.inf)]
     if len(dues) <= at_most:
         return dues
     early, late = dues[: at_most // 2], dues[at_most // 2 :]

@@ -109,7 +109,7 @@ class Engine:
         plan = self._plan(now)
         seating = Seating(self._roster, self._keeper, plan, now)
         if steps := seating.seat():
-            learn = self._expect(steps)
+            learn = plan.learn if plan.learn is not None and seating.as_planned else self._expect(steps)
             ran = self._run(steps)
             if ran.steps:
                 self._committer.commit(

@@ -87,8 +87,7 @@ class Generation:
 
     def computed(self) -> None:
         """The step made last has run."""
-        if self.max_depth:
-            self.exits.commit()
+        if self.max_depth and self.exits.commit():
             self.request.exit_tokens = self.exits.num_tokens()
 
     def next_step(self, num_tokens: int, subnet: SubNetwork) -> SequenceStep:

@@ -29,7 +29,7 @@ def accept(job: GenerationJob, sink: Sink, keeper: PageKeeper, tokenizer: Tokeni
     if job.stop and tokenizer is None:
         raise invalid("stop", "needs a tokenizer, this model has none", job.stop, "leave it out and stop on token ids")
     best_point = request.points[-1]
-    request.points = tuple(p for p in request.points if keeper.needed_pages(request, p) <= keeper.total_pages)
+    request.points = keeper.points_that_fit(request)
     if not request.points:
         raise invalid(
             "max_tokens",

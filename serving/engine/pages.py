@@ -22,6 +22,9 @@ class PageKeeper:
             for name, ladder in ladders.ladders.items()
             for level, entry in enumerate(ladder.levels)
         }
+        self._most_layers = max(len(subnet.kv_layers) for subnet in self._subnets.values())
+        self._covers: dict[tuple[str, ...], tuple[int, SubNetwork | None]] = {}
+        """See :meth:`_cover`."""
         self._layers_of = {name: len(subnet.kv_layers) for name, subnet in self._subnets.items()}
 
     @property
@@ -42,6 +45,13 @@ class PageKeeper:
         """Pages ``request`` holds at most at ``point``. Its last token is never computed: nothing follows it."""
         return self._cache.pages_for(self._subnets[point.name], request.prompt_tokens + request.max_tokens - 1)
 
+    def points_that_fit(self, request: Request) -> tuple[OperatingPoint, ...]:
+        """Those of its points at which the cache could ever hold ``request``."""
+        blocks = -(-(request.prompt_tokens + request.max_tokens - 1) // self._cache.page_tokens)
+        if blocks * self._most_layers <= self.total_pages:
+            return request.points
+        return tuple(point for point in request.points if self.needed_pages(request, point) <= self.total_pages)
+
     def subnet(self, point: OperatingPoint) -> SubNetwork:
         """What runs at ``point``."""
         return self._subnets[point.name]
@@ -56,11 +66,9 @@ class PageKeeper:
         therefore reuses pages only if they cover the deepest layers it may run; it then holds all of these from the
         start. Else it computes its prompt anew: it loses time, not its way up.
         """
-        request, start = generation.request, self.subnet(point)
-        subnets = [self.subnet(each) for each in request.points] if request.may_switch else [start]
-        generation.max_depth = max(subnet.depth for subnet in subnets) if request.may_switch else 0
-        cover = max((s for s in subnets if start.shares_kv_with(s)), key=lambda s: len(s.kv_layers), default=start)
-        if len(cover.kv_layers) < max(len(subnet.kv_layers) for subnet in subnets):
+        start = self.subnet(point)
+        generation.max_depth, cover = self._cover(generation.request, point)
+        if cover is None:
             return self._open(generation, start, reuse=False)
         if cover.kv_layers == start.kv_layers:
             return self._open(generation, start, reuse=True)
@@ -69,6 +77,19 @@ class PageKeeper:
             self._cache.free(pages)  # no need for deeper layers yet
             pages = None
         return pages or self._open(generation, start, reuse=False)
+
+    def _cover(self, request: Request, point: OperatingPoint) -> tuple[int, SubNetwork | None]:
+        """``max_depth`` of a generation that starts at ``point``, and the sub-network whose pages it may reuse; None if
+        that would not cover the deepest layers it may run."""
+        key = (point.name, *(p.name for p in request.points)) if request.may_switch else (point.name,)
+        if (known := self._covers.get(key)) is None:
+            start = self.subnet(point)
+            subnets = [self.subnet(each) for each in request.points] if request.may_switch else [start]
+            depth = max(subnet.depth for subnet in subnets) if request.may_switch else 0
+            cover = max((s for s in subnets if start.shares_kv_with(s)), key=lambda s: len(s.kv_layers), default=start)
+            reaches = len(cover.kv_layers) >= max(len(subnet.kv_layers) for subnet in subnets)
+            known = self._covers[key] = depth, cover if reaches else None
+        return known
 
     def _open(self, generation: Generation, subnet: SubNetwork, reuse: bool) -> CacheSequence | None:
         request, token_ids = generation.request, generation.token_ids

@@ -27,6 +27,8 @@ class Seating:
         self._put_back: set[Generation] = set()
         self.cached_tokens = 0
         """Tokens that prefix reuse saved the requests admitted here."""
+        self.as_planned = True
+        """Whether what runs is exactly what was planned."""
 
     def seat(self) -> list[SequenceStep]:
         """What runs now, in the order of the plan. Admissions that find too few pages stay waiting.
@@ -36,6 +38,7 @@ class Seating:
         seated = [(slice_, generation) for slice_, generation in self._planned if self._seat_one(slice_, generation)]
         if self._planned and not seated:
             raise RuntimeError(f"no cache pages for any of {len(self._planned)} planned sequences")
+        self.as_planned &= len(seated) == len(self._planned) and not self.cached_tokens
         return [self._step(slice_, generation) for slice_, generation in seated]
 
     def _seat_one(self, slice_: Slice, generation: Generation) -> bool:
@@ -46,7 +49,10 @@ class Seating:
             switches = request.may_switch and self._widen(generation, slice_.point)
             if not self._grow(generation, request.computed_tokens + slice_.num_tokens):
                 return False
-            request.point = slice_.point if switches else request.point
+            if switches:
+                request.point = slice_.point
+            elif request.point is not slice_.point:
+                self.as_planned = False
             return True
         if not self._roster.start(generation, slice_.point, self._now):
             return False

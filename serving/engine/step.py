@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from stepwell.models.exits import NO_EXITS, StepExits
 from stepwell.schedulers.request import OperatingPoint
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from stepwell.models.sampling import SampledToken, SamplingParams
 
 
-@dataclass(frozen=True)
-class SequenceStep:
+class SequenceStep(NamedTuple):
     """One sequence's share of a step: ``token_ids`` at positions ``start ..`` go through the model at ``point``."""
 
     request_id: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,6 @@ from typing import Literal, TypeAlias
 from stepwell.models.cache import PagedKVCache
 from stepwell.models.ladder import LadderSet
 from stepwell.models.sampling import SamplingParams
-from stepwell.schedulers.correction import OnlineCorrection
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.plan import Limits
 from stepwell.schedulers.registry import create_policy
@@ -25,7 +23,7 @@ from stepwell.serving.replay.counting_cache import CountingCache, CountingEndsEr
 from stepwell.serving.replay.fleet import ReplicaThread
 from stepwell.serving.replay.outcomes import RequestResult, Summary
 from stepwell.serving.replay.recorder import Recorder
-from stepwell.serving.replay.virtual import FaultPlan, SimRunner, VirtualClock
+from stepwell.serving.replay.virtual import FaultPlan, LastPrediction, SimRunner, VirtualClock
 from stepwell.serving.replay.workload import Workload
 from stepwell.serving.slo import parse_slo
 
@@ -182,17 +180,16 @@ class _Simulation:
     def _engine(self, number: int, sleep_until: Callable[[float], None]) -> Engine:
         setup, model = self._setup, self._setup.model
         layers = model.ladders.architecture.num_layers
+        learning = LastPrediction(model.costs)
         runner = SimRunner(
             self._recorder.requests,
-            model.costs.raw_s,
+            learning.seconds_of,
             clock=self._clock,
             sleep_until=sleep_until,
             noise=setup.noise,
             seed=setup.seed * 1000 + number,
             faults=setup.faults,
         )
-        learning = copy.copy(model.costs)
-        learning.correction = OnlineCorrection()
         return Engine(
             runner=runner,
             cache=self._make_cache(layers, model.num_pages, model.page_tokens),

@@ -10,9 +10,9 @@ import math
 
 import pytest
 
+from stepwell.schedulers.book import SHARE
 from stepwell.schedulers.fill import STEP_S
 from stepwell.schedulers.plan import DropReason, Limits
-from stepwell.schedulers.promises import SHARE
 from stepwell.schedulers.staircase import Staircase
 
 

@@ -1,0 +1,211 @@
+"""What is due by when, at the smallest points: sums that a newcomer is added to without making them anew.
+
+Demand is checked at instants: when something of what was promised is due, and when something of the newcomer is. The
+sums at the former are kept; at the latter they are made from columns of all requests, one pass for both instants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from stepwell.schedulers.cost_model import StepCostModel
+from stepwell.schedulers.demand import Demand, work_left
+from stepwell.schedulers.fill import longest_s
+from stepwell.schedulers.pace import MAX_CHECKS, bill, limited_spans
+from stepwell.schedulers.plan import Limits
+from stepwell.schedulers.prices import LevelCosts, PriceLists
+from stepwell.schedulers.request import Phase, Request
+from stepwell.schedulers.work import CONTEXT, OFFSET, PROMPT_DUE_S, RATE, TOKENS, Array, Row, check_times, unpack
+
+SHARE = 0.95
+"""Of the time until something is due, what all that is due by then may take at the smallest points."""
+_SPARE = 64
+"""Columns, and instants, that are set aside for newcomers at once."""
+_TOKEN_S, _PROMPT_DUE_S, _PROMPT_S = 3, 4, 5
+"""Of the columns: rate, offset and number of tokens, seconds of one, due time and seconds of the prompt."""
+
+
+class Entry(NamedTuple):
+    """A newcomer in the book."""
+
+    row: Row
+    """All of its work."""
+    token_s: float
+    """A generated token at its smallest point."""
+    prompt_s: float
+    """Its prompt."""
+    instants: list[float]
+    """When something of it is due."""
+
+
+class Book:
+    """Sums at instants, over ``members`` and those that are added.
+
+    Args:
+        members: whom something was promised.
+        first: the first newcomer.
+        now: time.
+        model: its 90th percentile is used.
+        limits: seats, and tokens of a step.
+        price_lists: of the policy.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Request],
+        first: Request,
+        now: float,
+        model: StepCostModel,
+        limits: Limits,
+        price_lists: PriceLists,
+    ) -> None:
+        correction = model.correction
+        self.slowness = max(correction.upper("decode"), correction.upper("mixed"))
+        """Actual over predicted seconds, 90th percentile."""
+        self._prices = prices = price_lists.of(model, [*members, first])
+        self._limits = limits
+        waiting = Phase.WAITING
+        begun = [r for r in members if r.phase is not waiting or r.generated_tokens]
+        fresh = [r for r in members if r.phase is waiting and not r.generated_tokens]
+        self._fixed_s = prices.fixed_s(len(begun) + 1).item(0)
+        self.step_s = longest_s(prices, len(begun), self.slowness) * self.slowness
+        """How long the step may take that runs meanwhile."""
+        self._longest = max([r.known_tokens for r in begun], default=0)
+        work = work_left(begun, fresh).work
+        spans = limited_spans([*begun, *fresh], prices, len(begun))
+        charged = bill(prices, work, spans, 1, self._longest, limits)
+        assert charged.prompt_s is not None
+        self._num = num = len(work)
+        self._columns = np.empty((6, num + _SPARE))
+        self._columns[:, :num] = work[:, [RATE, OFFSET, TOKENS, TOKENS, PROMPT_DUE_S, TOKENS]].T
+        self._columns[_TOKEN_S, :num], self._columns[_PROMPT_S, :num] = charged.token_s[0], charged.prompt_s[0]
+        self._sum_context, self._sum_tokens = float(work[:, CONTEXT].sum()), float(work[:, TOKENS].sum())
+        times = check_times(work, now, MAX_CHECKS)
+        self._num_instants = len(times)
+        self._instants = np.zeros((3, len(times) + _SPARE))
+        """Times; seconds due by them, apart from the fixed parts of steps; number of steps."""
+        demand = Demand(work, times)
+        due_s = demand.seconds(charged.token_s[:1], charged.prompt_s[:1])[:, 0]
+        self._instants[:, : len(times)] = times, due_s, demand.num_steps()
+        self._put_back_by = [r.prompt_due_s for r in begun if r.phase is not Phase.RUNNING]
+        self._num_begun = len(begun)
+
+    def overrun_s(self, request: Request, start_s: float) -> tuple[float, Entry]:
+        """By how much time the work due by some instant exceeds the time until then, with ``request``; <= 0: it fits.
+        And what :meth:`add` takes.
+
+        Instants before anything of ``request`` is due do not count. ``start_s``: when work on it can begin.
+        """
+        entry = self.entry(request)
+        times, due_s, steps = self._instants[:, : self._num_instants + len(entry.instants)]
+        own_s, own_steps = _demand_of(entry, times)
+        over_s = np.maximum(steps, own_steps)
+        over_s *= self._fixed_s
+        over_s += due_s
+        over_s += own_s
+        over_s *= self.slowness
+        over_s -= SHARE * times
+        over_s = over_s[(own_s > 0.0) | (own_steps > 0.0)]
+        worst_s = np.maximum.reduce(over_s, initial=-math.inf).item() + SHARE * start_s
+        return max(worst_s, self._seat_overrun_s(request, start_s)), entry
+
+    def entry(self, request: Request) -> Entry:
+        """``request`` at its smallest point; its own instants, with the sums of this book, become those after the
+        last. Good until the next call."""
+        entry = _priced(request, self._prices, self._longest, self._limits)
+        if entry.instants:
+            self._sum_at(entry.instants)
+        return entry
+
+    def add(self, entry: Entry) -> None:
+        """It has been promised to be in time: the last entry that was made."""
+        self._num_instants += len(entry.instants)
+        times, due_s, steps = self._instants[:, : self._num_instants]
+        own_s, own_steps = _demand_of(entry, times)
+        due_s += own_s
+        np.maximum(steps, own_steps, out=steps)
+        if self._num == self._columns.shape[1]:
+            self._columns = _with_room(self._columns)
+        _, prompt_due_s, tokens, rate, offset, _, context, _ = entry.row
+        self._columns[:, self._num] = rate, offset, tokens, entry.token_s, prompt_due_s, entry.prompt_s
+        self._num += 1
+        self._sum_context += context
+        self._sum_tokens += tokens
+
+    def _sum_at(self, times: Sequence[float]) -> None:
+        """Sums at ``times``, behind the instants that there are."""
+        first, end = self._num_instants, self._num_instants + len(times)
+        if end > self._instants.shape[1]:
+            self._instants = _with_room(self._instants)
+        rate, offset, tokens, token_s, prompt_due_s, prompt_s = self._columns[:, : self._num]
+        own = self._instants[:, first:end]
+        own[0] = times
+        at = own[0, :, None]
+        due = rate * at
+        due += offset
+        np.minimum(due, tokens, out=due)
+        np.maximum(due, 0.0, out=due)
+        own[1] = due @ token_s
+        own[1] += (prompt_due_s <= at) @ prompt_s
+        own[2] = np.maximum.reduce(due, axis=1, initial=0.0)
+
+    def _seat_overrun_s(self, request: Request, start_s: float) -> float:
+        """The same for the seats: those before it in line must have left, at the pace of a full house."""
+        seats, due_s = self._limits.max_running, request.prompt_due_s
+        if due_s == math.inf or self._num < seats:
+            return -math.inf
+        ahead = self._columns[_PROMPT_DUE_S, self._num_begun : self._num] <= due_s
+        num_late = sum([by > due_s for by in self._put_back_by])
+        num_ahead = self._num_begun - num_late + int(np.count_nonzero(ahead))
+        if num_ahead < seats:
+            return -math.inf
+        prices, keys = self._prices, self._sum_context / self._num
+        token_s = prices.fixed_s(seats).item(0) / seats + prices.decode[0] + keys * prices.key[0]
+        until_seated_s = token_s * self._sum_tokens / self._num * (num_ahead - seats + 1)
+        return until_seated_s * self.slowness - SHARE * (due_s - start_s)
+
+
+def overrun_alone_s(request: Request, start_s: float, prices: LevelCosts, slowness: float, limits: Limits) -> float:
+    """:meth:`Book.overrun_s` of a book without members. ``slowness``: actual over predicted seconds."""
+    entry, fixed_s, worst_s = _priced(request, prices, 0, limits), prices.fixed_s(1).item(0), -math.inf
+    _, prompt_due_s, tokens, rate, offset, _, _, _ = entry.row
+    for time in entry.instants:
+        due = max(min(rate * time + offset, tokens), 0.0)
+        own_s = due * entry.token_s + (entry.prompt_s if prompt_due_s <= time else 0.0)
+        if own_s > 0.0 or due > 0.0:
+            worst_s = max(worst_s, (own_s + due * fixed_s) * slowness - SHARE * (time - start_s))
+    return worst_s
+
+
+def _priced(request: Request, prices: LevelCosts, longest: int, limits: Limits) -> Entry:
+    """A newcomer among sequences of up to ``longest`` tokens."""
+    row = unpack(request.whole_work)
+    prompt, prompt_due_s, tokens, _, _, end_s, context, _ = row
+    limited = len(request.points) != len(prices.points) or len(prices.points) == 1
+    level = prices.span(request)[0] if limited else 0
+    token_s = prices.decode[level] + prices.key[level] * (max(context, longest) if prices.padded else context)
+    seen = context - 0.5 * (tokens + prompt - min(prompt, limits.max_step_tokens))
+    row_s = prices.row[level] + prices.fixed_s(1).item(0) / limits.max_step_tokens
+    prompt_s = (prices.pair[level] * seen + row_s) * prompt + prices.prompt[level]
+    return Entry(row, token_s, prompt_s, [time for time in (prompt_due_s, end_s) if time < math.inf])
+
+
+def _demand_of(entry: Entry, times: Array) -> tuple[Array, Array]:
+    """[times]: seconds of ``entry`` that are due, and generated tokens."""
+    _, prompt_due_s, tokens, rate, offset, _, _, _ = entry.row
+    due = times * rate
+    due += offset
+    np.minimum(due, tokens, out=due)
+    np.maximum(due, 0.0, out=due)
+    own_s: Array = due * entry.token_s
+    own_s += (times >= prompt_due_s) * entry.prompt_s
+    return own_s, due
+
+
+def _with_room(table: Array) -> Array:
+    """``table`` with more columns, to be filled."""
+    return np.concatenate((table, np.zeros((len(table), max(_SPARE, table.shape[1])))), axis=1)

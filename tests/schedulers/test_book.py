@@ -1,0 +1,104 @@
+"""The book's running sums against sums made from scratch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepwell.schedulers.book import SHARE, Book, overrun_alone_s
+from stepwell.schedulers.demand import Demand, standing, work_of
+from stepwell.schedulers.pace import MAX_CHECKS, bill, limited_spans
+from stepwell.schedulers.plan import Limits
+from stepwell.schedulers.prices import PriceLists
+from stepwell.schedulers.work import CONTEXT, PROMPT_DUE_S, TOKENS, check_times
+
+NOW = 0.5
+
+
+class Reference:
+    """The definition: everything is summed anew, at the same instants."""
+
+    def __init__(self, members, now, model, prices, limits) -> None:
+        self.prices, self.limits, self.slowness = prices, limits, model.correction.upper("mixed")
+        self.begun = [r for r in members if r.phase.name == "RUNNING" or r.generated_tokens]
+        self.fresh = [r for r in members if r not in self.begun]
+        self.fixed_s = prices.fixed_s(len(self.begun) + 1)[0]
+        self.times = check_times(self.work(), now, MAX_CHECKS)
+
+    def work(self, *more):
+        return work_of([standing(r)[1] for r in self.begun], [*self.fresh, *more])
+
+    def due(self, times, requests):
+        """Seconds of a subset of everybody, without fixed parts, and steps."""
+        begun = [r for r in requests if r in self.begun]
+        fresh = [r for r in requests if r not in self.begun]
+        work = work_of([standing(r)[1] for r in begun], fresh)
+        longest = max([r.known_tokens for r in self.begun], default=0)
+        spans = limited_spans([*begun, *fresh], self.prices, len(begun))
+        charged = bill(self.prices, work, spans, 1, longest, self.limits)
+        demand = Demand(work, times)
+        return demand.seconds(charged.token_s[:1], charged.prompt_s[:1])[:, 0], demand.num_steps()
+
+    def overrun_s(self, request, start_s) -> float:
+        own = work_of([], [request])
+        times = np.concatenate((self.times, check_times(own, -math.inf, MAX_CHECKS)))
+        everybody = [*self.begun, *self.fresh]
+        due_s, steps = self.due(times, everybody) if everybody else (0.0, 0.0)
+        own_s, own_steps = self.due(times, [request])
+        over_s = (due_s + own_s + np.maximum(steps, own_steps) * self.fixed_s) * self.slowness
+        over_s = (over_s - SHARE * (times - start_s))[(own_s > 0.0) | (own_steps > 0.0)]
+        return max(over_s.max(initial=-math.inf), self.seat_overrun_s(request, start_s))
+
+    def seat_overrun_s(self, request, start_s) -> float:
+        seats, due_s, everybody = self.limits.max_running, request.prompt_due_s, [*self.begun, *self.fresh]
+        ahead = sum(r.phase.name == "RUNNING" or r.prompt_due_s <= due_s for r in everybody)
+        if due_s == math.inf or ahead < seats:
+            return -math.inf
+        work = self.work()
+        token_s = self.prices.fixed_s(seats)[0] / seats + self.prices.decode[0]
+        token_s += work[:, CONTEXT].mean() * self.prices.key[0]
+        return token_s * work[:, TOKENS].mean() * (ahead - seats + 1) * self.slowness - SHARE * (due_s - start_s)
+
+    def add(self, request) -> None:
+        self.times = np.concatenate((self.times, check_times(work_of([], [request]), -math.inf, MAX_CHECKS)))
+        self.fresh.append(request)
+
+
+@given(st.data(), st.integers(0, 3))
+def test_adding_up_is_the_same_as_summing_anew(make, data, num_put_back: int) -> None:
+    situation, model = data.draw(make.situations()), make.model(slowness=1.5)
+    limits, prices = Limits(**situation["limits"]), PriceLists().of(model, [make.request()])
+    running = [make.request(**r) for r in situation["running"]]
+    newcomers = [make.request(**r) for r in situation["waiting"]]
+    for request in running[:num_put_back]:
+        request.phase, request.computed_tokens, request.exit_tokens = type(request.phase).WAITING, 0, {}
+    lists = PriceLists()
+    lists.of(model, [make.request()])  # knows the whole ladder, as a server's soon does
+    book = Book([*running], make.request(), NOW, model, limits, lists)
+    reference = Reference(running, NOW, model, prices, limits)
+    for request in newcomers:
+        overrun_s, entry = book.overrun_s(request, NOW)
+        assert overrun_s == pytest.approx(reference.overrun_s(request, NOW), rel=1e-9, abs=1e-9)
+        alone = Reference([], NOW, model, prices, limits)
+        mine = overrun_alone_s(request, NOW, prices, book.slowness, limits)
+        assert mine == pytest.approx(alone.overrun_s(request, NOW), rel=1e-9, abs=1e-9)
+        book.add(entry)
+        reference.add(request)
+
+
+def test_room_is_made_for_any_number_of_newcomers(make) -> None:
+    model, limits = make.model(), Limits()
+    lists = PriceLists()
+    book = Book([], make.request(), NOW, model, limits, lists)
+    reference = Reference([], NOW, model, lists.of(model, [make.request()]), limits)
+    for number in range(150):
+        request = make.request(ttft_s=1.0 + number, tpot_s=0.5)
+        overrun_s, entry = book.overrun_s(request, NOW)
+        assert overrun_s == pytest.approx(reference.overrun_s(request, NOW))
+        book.add(entry)
+        reference.add(request)
+    assert (reference.work()[:, PROMPT_DUE_S] < math.inf).all()
