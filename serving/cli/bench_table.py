@@ -63,10 +63,15 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
     lines = []
     for outcome, found in document["refusals"].items():
         if found["count"]:
-            due, sent = found["answer_s"], found["answer_from_send_s"]
+            due, sent, inside = found["answer_s"], found["answer_from_send_s"], found["in_server_s"]
+            part = (
+                ""
+                if inside["p50"] is None
+                else f", of which {_ms(inside['p50'])}, {_ms(inside['p99'])} ms in the server"
+            )
             lines.append(
                 f"{outcome}: {found['count']}, told {_ms(due['p50'])} ms (p50), {_ms(due['p99'])} ms (p99) after they "
-                f"were due; {_ms(sent['p50'])}, {_ms(sent['p99'])} ms after they were sent"
+                f"were due; {_ms(sent['p50'])}, {_ms(sent['p99'])} ms after they were sent{part}"
             )
     for status, found in document["failures"].items():
         lines.append(f"failed: {found['count']} with {status}, the first: {found['first_message']}")

@@ -1,18 +1,21 @@
-"""The load generator's side of the wire: requests of the Open Inference Protocol over ``grpc.aio``, one call each.
+"""The load generator's side of the wire: requests of the Open Inference Protocol, one call each, sent without waiting.
 
-A streamed request has a ModelStreamInfer call of its own: on a shared one, a server that stops reading would hold up
-the requests behind. Needs neither torch nor the server.
+What comes is kept as bytes with its time; what it says is read after the run (:func:`read_answer`). A streamed request
+has a ModelStreamInfer call of its own: on a shared one, a server that stops reading would hold up the requests behind.
+Needs neither torch nor the server.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import grpc
+from google.protobuf.message import DecodeError
 
+from stepwell.serving.grpc.calls import Calls
+from stepwell.serving.grpc.http2 import Exchange
+from stepwell.serving.grpc.replies import Reply, reply_of
+from stepwell.serving.grpc.status import TOTAL_KEY
 from stepwell.serving.grpc.tensors import BYTES, encode
 from stepwell.serving.pb import inference_pb2 as pb
 
@@ -30,11 +33,10 @@ class Answer:
     """Name of the gRPC status; ``OK`` = all of its output came."""
     message: str = ""
     parameters: Mapping[str, Value] = field(default_factory=dict)
-    """Of the last response: what our server reports of the request. Empty if it was not served."""
-
-
-OnTokens = Callable[[int], None]
-"""Called when a response comes, with the number of tokens in it."""
+    """Of the last response: what our server reports of the request. Of a request that was not served, ``total_ms`` if
+    the server says it."""
+    pieces: Sequence[tuple[float, int]] = ()
+    """Time (monotonic clock) and number of tokens of each response."""
 
 
 class NotServedError(Exception):
@@ -42,53 +44,47 @@ class NotServedError(Exception):
 
 
 class LoadWire:
-    """Connections to one model of one server. Lives on one event loop."""
+    """Connections to one model of one server, for one thread."""
 
-    def __init__(self, address: str, model: str, *, num_connections: int = 4, unary: bool = False) -> None:
-        """``unary``: ModelInfer, one response with everything in it; else ModelStreamInfer, a response a token."""
+    def __init__(
+        self, address: str, model: str, *, num_connections: int = 4, unary: bool = False, timeout_s: float = 60.0
+    ) -> None:
+        """``unary``: ModelInfer, one response with everything in it; else ModelStreamInfer, a response a token.
+        ``timeout_s``: gRPC deadline of each request, from when it is sent."""
         self._address, self._model = address, model
-        # Channels with the same options would share one connection.
-        options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(num_connections)]
-        self._send_unary, self._send_stream = self._senders("unary_unary"), self._senders("unary_stream")
-        self.send = self._whole if unary else self._streamed
-        """``await send(message, timeout_s, on_tokens)``: send, and wait for the :class:`Answer`."""
+        method, metadata = ("ModelInfer", ()) if unary else ("ModelStreamInfer", _STATUS_PLEASE)
+        self._calls = Calls(address, _SERVICE + method, timeout_s, num_connections=num_connections, metadata=metadata)
 
-    def _senders(self, kind: str) -> Callable[[], Any]:
-        """The method of each channel in turn. One message is sent, so that ModelStreamInfer needs no stream of them."""
-        name, parse = {
-            "unary_unary": ("ModelInfer", pb.ModelInferResponse.FromString),
-            "unary_stream": ("ModelStreamInfer", pb.ModelStreamInferResponse.FromString),
-        }[kind]
-        calls = [
-            getattr(channel, kind)(_SERVICE + name, pb.ModelInferRequest.SerializeToString, parse)
-            for channel in self._channels
-        ]
-        return itertools.cycle(calls).__next__
-
-    async def inputs(self, timeout_s: float) -> tuple[str, ...]:
-        """Names of the model's inputs, once all connections are up. Raises NotServedError."""
-        request = pb.ModelMetadataRequest(name=self._model)
-        for channel in self._channels:
-            call = channel.unary_unary(
-                _SERVICE + "ModelMetadata",
-                pb.ModelMetadataRequest.SerializeToString,
-                pb.ModelMetadataResponse.FromString,
-            )
+    def open(self, timeout_s: float) -> tuple[str, ...]:
+        """Names of the model's inputs; all connections are up then. Raises NotServedError."""
+        reply = self._metadata(timeout_s)
+        if reply.status == "OK":
             try:
-                metadata = await call(request, timeout=timeout_s, wait_for_ready=True)
-            except grpc.aio.AioRpcError as error:
-                raise NotServedError(
-                    f"server: no model {self._model!r} at {self._address} ({error.code().name}: {error.details()}); "
-                    "check the address, the model's name, and that it speaks the Open Inference Protocol over gRPC"
-                ) from error
-        return tuple(tensor.name for tensor in metadata.inputs)
+                self._calls.connect(timeout_s)
+                response = pb.ModelMetadataResponse.FromString(reply.messages[-1][1])
+                return tuple(tensor.name for tensor in response.inputs)
+            except (OSError, DecodeError, IndexError) as error:
+                reply = Reply("UNAVAILABLE", str(error))
+        raise NotServedError(
+            f"server: no model {self._model!r} at {self._address} ({reply.status}: {reply.message}); "
+            "check the address, the model's name, and that it speaks the Open Inference Protocol over gRPC"
+        )
 
-    def message(
-        self, number: int, prompt: Sequence[int] | str, parameters: Mapping[str, Value]
-    ) -> pb.ModelInferRequest:
-        """The request ``number``. Of a prompt of token ids, the token ids of the answer are asked for; of a text,
-        whatever the model gives."""
+    def _metadata(self, timeout_s: float) -> Reply:
+        calls = Calls(self._address, _SERVICE + "ModelMetadata", timeout_s)
+        try:
+            calls.connect(timeout_s)
+            exchange = calls.send(pb.ModelMetadataRequest(name=self._model).SerializeToString())
+            calls.finish()
+            return reply_of(exchange)
+        except OSError as error:
+            return Reply("DEADLINE_EXCEEDED", f"not reached within {timeout_s:g} s: {error}")
+        finally:
+            calls.close()
+
+    def message(self, number: int, prompt: Sequence[int] | str, parameters: Mapping[str, Value]) -> bytes:
+        """The request ``number``, serialised. Of a prompt of token ids, the token ids of the answer are asked for; of a
+        text, whatever the model gives."""
         request = pb.ModelInferRequest(model_name=self._model, id=str(number))
         if isinstance(prompt, str):
             request.inputs.add(name="text", datatype=BYTES, shape=[1])
@@ -99,37 +95,58 @@ class LoadWire:
             request.outputs.add(name="output_ids")
         for key, value in parameters.items():
             _set(request.parameters[key], value)
-        return request
+        return request.SerializeToString()
 
-    async def _whole(self, message: pb.ModelInferRequest, timeout_s: float, on_tokens: OnTokens) -> Answer:
-        try:
-            response = await self._send_unary()(message, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            return Answer(error.code().name, error.details() or "")
-        on_tokens(_num_tokens(response))
-        return Answer("OK", "", _values(response))
+    def send(self, message: bytes) -> Exchange:
+        """Send a request; what becomes of it is seen in :meth:`wait` and :meth:`finish`."""
+        return self._calls.send(message)
 
-    async def _streamed(self, message: pb.ModelInferRequest, timeout_s: float, on_tokens: OnTokens) -> Answer:
-        last: pb.ModelInferResponse | None = None
-        words = ""
-        try:
-            async for response in self._send_stream()(message, timeout=timeout_s, metadata=_STATUS_PLEASE):
-                words = words or response.error_message
-                if not words:
-                    last = response.infer_response
-                    on_tokens(_num_tokens(last))
-        except grpc.aio.AioRpcError as error:
-            return Answer(error.code().name, error.details() or "")
-        if words:
-            return Answer(_status_of(words), words)
-        return (
-            Answer("UNKNOWN", "the stream ended without an answer") if last is None else Answer("OK", "", _values(last))
-        )
+    def wait(self, until_s: float) -> None:
+        """Take in answers until then (monotonic clock)."""
+        self._calls.wait(until_s)
 
-    async def close(self) -> None:
-        """Close the connections; calls in progress are cancelled."""
-        for channel in self._channels:
-            await channel.close()
+    def finish(self) -> None:
+        """Take in answers until every request is over."""
+        self._calls.finish()
+
+    @property
+    def num_open(self) -> int:
+        """Requests that are not over."""
+        return self._calls.num_open
+
+    def close(self) -> None:
+        """Close the connections; requests in progress are cancelled."""
+        self._calls.close()
+
+
+def read_answer(exchange: Exchange, unary: bool) -> Answer:
+    """What became of a request that is over."""
+    reply = reply_of(exchange)
+    if reply.status != "OK":
+        return Answer(reply.status, reply.message, _refusal(reply.trailers))
+    pieces, last = [], None
+    try:
+        for at_s, data in reply.messages:
+            if unary:
+                last = pb.ModelInferResponse.FromString(data)
+            else:
+                part = pb.ModelStreamInferResponse.FromString(data)
+                if part.error_message:
+                    return Answer(_status_of(part.error_message), part.error_message, _values(part.infer_response))
+                last = part.infer_response
+            pieces.append((at_s, _num_tokens(last)))
+    except DecodeError as error:
+        return Answer("INTERNAL", f"response: not of the protocol ({error})")
+    if last is None:
+        return Answer("UNKNOWN", "the stream ended without an answer")
+    return Answer("OK", "", _values(last), pieces)
+
+
+def _refusal(trailers: Mapping[str, str]) -> dict[str, Value]:
+    try:
+        return {"total_ms": float(trailers[TOTAL_KEY])}
+    except (KeyError, ValueError):
+        return {}
 
 
 def _set(parameter: pb.InferParameter, value: Value) -> None:

@@ -20,6 +20,7 @@ Context: TypeAlias = grpc.aio.ServicerContext
 RETRY_AFTER_KEY = "retry-after-ms"
 REASON_KEY = "x-stepwell-reason"
 TOTAL_KEY = "x-stepwell-total-ms"
+"""How long the server had a request that it did not serve."""
 MAX_MESSAGE_CHARS = 1000
 _MAX_REASON_CHARS = 200
 

@@ -4,21 +4,25 @@ A client that waits for answers sends less while the server is slow, so the slow
 omission). Here nothing waits, and every latency counts from when the request was due to be sent: if the generator is
 late, the delay counts too. How late it was is in the records.
 
+It shares the machine with the server, so what need not be done during the run is not: all messages are made before it
+and stay in memory (8 bytes a token of their prompts), answers are read after it, and no garbage is collected.
+
 What was met is judged by this side's clock; what the server says of the same request is recorded beside it.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from stepwell.schedulers.request import SLO
 from stepwell.serving.config import SLOClass
-from stepwell.serving.grpc.load_wire import Answer, LoadWire, Value
+from stepwell.serving.grpc.http2 import Exchange
+from stepwell.serving.grpc.load_wire import Answer, LoadWire, Value, read_answer
 from stepwell.serving.replay.outcomes import LatenessMeter, RequestResult
 from stepwell.serving.replay.workload import Arrival, Workload
 
@@ -74,6 +78,7 @@ class LoadRecord:
     predicted_ms: float | None
     queue_ms: float | None
     server_total_ms: float | None
+    """How long the server had the request; of one that it refused, how long the refusal took there."""
 
 
 @dataclass(frozen=True)
@@ -94,42 +99,10 @@ class LoadRun:
         return [record.result for record in self.records]
 
 
-@dataclass(slots=True)
-class _Tokens:
-    """When a request's tokens came, in seconds after it was due to be sent."""
-
-    due_s: float
-    """On the monotonic clock: when it was due to be sent."""
-    pieces: list[tuple[float, int]] = field(default_factory=list)
-    """Time and number of tokens of each response."""
-
-    def came(self, num_tokens: int) -> None:
-        self.pieces.append((time.monotonic() - self.due_s, num_tokens))
-
-    def spread(self, parameters: Mapping[str, Value]) -> None:
-        """Of an answer in one piece: put the first token where the server says, counted back from the end so that all
-        time outside the server lies before it, and the others evenly after it."""
-        end_s, _ = self.pieces[-1]
-        total_ms, ttft_ms = _number(parameters, "total_ms"), _number(parameters, "ttft_ms")
-        num_tokens = int(_number(parameters, "generated_tokens") or 0)
-        if total_ms is None or ttft_ms is None or num_tokens < 2:
-            return
-        first_s = end_s - (total_ms - ttft_ms) / 1e3
-        tpot_s = (end_s - first_s) / (num_tokens - 1)
-        self.pieces[:] = [(first_s + tpot_s * i, 1) for i in range(num_tokens)]
-
-
 def probe(address: str, model: str, timeout_s: float) -> tuple[str, ...]:
     """Names of the model's inputs. Raises NotServedError if the server does not answer in time or lacks the model."""
-
-    async def ask() -> tuple[str, ...]:
-        wire = LoadWire(address, model, num_connections=1)
-        try:
-            return await wire.inputs(timeout_s)
-        finally:
-            await wire.close()
-
-    return asyncio.run(ask())
+    with contextlib.closing(LoadWire(address, model, num_connections=1)) as wire:
+        return wire.open(timeout_s)
 
 
 def send_load(workload: Workload, target: Target, on_progress: Callable[[str], None] = lambda text: None) -> LoadRun:
@@ -137,16 +110,25 @@ def send_load(workload: Workload, target: Target, on_progress: Callable[[str], N
 
     Raises NotServedError if the server cannot be reached at the start or lacks the model; later failures are recorded.
     """
-    return asyncio.run(_send_load(workload, target, on_progress))
+    wire = LoadWire(
+        target.address,
+        target.model,
+        num_connections=target.num_connections,
+        unary=target.unary,
+        timeout_s=target.timeout_s,
+    )
+    with contextlib.closing(wire):
+        wire.open(target.timeout_s)
+        return _Generator(workload, target, wire, on_progress).run()
 
 
-async def _send_load(workload: Workload, target: Target, on_progress: Callable[[str], None]) -> LoadRun:
-    wire = LoadWire(target.address, target.model, num_connections=target.num_connections, unary=target.unary)
-    try:
-        await wire.inputs(target.timeout_s)
-        return await _Generator(workload, target, wire, on_progress).run()
-    finally:
-        await wire.close()
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request under way. Times are of the monotonic clock."""
+
+    due_s: float
+    lag_s: float
+    exchange: Exchange
 
 
 class _Generator:
@@ -156,53 +138,61 @@ class _Generator:
         self._workload, self._target, self._wire, self._on_progress = workload, target, wire, on_progress
         self._slos = {name: slo_of(name, asked) for name, asked in target.slo_classes.items()}
         self._stated = {name: slo_parameters(name, target) for name in target.slo_classes}
-        self._records: list[LoadRecord | None] = [None] * len(workload)
-        self._num_over = 0
 
-    async def run(self) -> LoadRun:
+    def run(self) -> LoadRun:
         """Send everything at its time, wait for what is still open."""
-        open_requests: set[asyncio.Task[None]] = set()
-        cpu_s, start_s = time.process_time(), time.monotonic() + _LEAD_S
-        next_progress_s = start_s + _PROGRESS_S
-        for number, arrival in enumerate(self._workload.arrivals):
-            message = self._message(number, arrival)  # before its time, so that only sending is left then
-            due_s = start_s + arrival.at_s
-            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            task = asyncio.create_task(self._one(number, arrival, message, due_s))
-            open_requests.add(task)
-            task.add_done_callback(open_requests.discard)
-            if due_s >= next_progress_s:
-                next_progress_s = due_s + _PROGRESS_S
-                self._on_progress(f"{number + 1} of {len(self._workload)} sent, {len(open_requests)} open")
-        await asyncio.gather(*open_requests)
-        duration_s, cpu_s = time.monotonic() - start_s, time.process_time() - cpu_s
-        records = [record for record in self._records if record is not None]
-        assert len(records) == len(self._workload), "every request has one end"
+        messages = [self._message(number, arrival) for number, arrival in enumerate(self._workload.arrivals)]
+        with _no_collection():
+            cpu_s, start_s = time.process_time(), time.monotonic() + _LEAD_S
+            sent = self._send_all(messages, start_s)
+            self._wire.finish()
+            duration_s, cpu_s = time.monotonic() - start_s, time.process_time() - cpu_s
+        arrivals = enumerate(self._workload.arrivals)
+        records = [self._record(number, arrival, one) for (number, arrival), one in zip(arrivals, sent, strict=True)]
         return LoadRun(self._workload, self._target, records, duration_s, cpu_s)
 
-    def _message(self, number: int, arrival: Arrival) -> Any:
-        """The protocol's message; only the wire knows its type."""
+    def _send_all(self, messages: Sequence[bytes], start_s: float) -> list[_Sent]:
+        sent: list[_Sent] = []
+        next_progress_s = start_s + _PROGRESS_S
+        for message, arrival in zip(messages, self._workload.arrivals, strict=True):
+            due_s = start_s + arrival.at_s
+            self._wire.wait(due_s)
+            lag_s = time.monotonic() - due_s
+            sent.append(_Sent(due_s, lag_s, self._wire.send(message)))
+            if due_s >= next_progress_s:
+                next_progress_s = due_s + _PROGRESS_S
+                self._on_progress(f"{len(sent)} of {len(messages)} sent, {self._wire.num_open} open")
+        return sent
+
+    def _message(self, number: int, arrival: Arrival) -> bytes:
         ids = self._workload.prompt_ids(number, self._target.vocab_size)
         prompt = " ".join(_WORDS[token_id % len(_WORDS)] for token_id in ids) if self._target.text else ids
         options = {"max_tokens": arrival.output_tokens, "ignore_eos": True}
         return self._wire.message(number, prompt, options | self._stated[arrival.slo_class])
 
-    async def _one(self, number: int, arrival: Arrival, message: Any, due_s: float) -> None:
-        tokens = _Tokens(due_s)
-        lag_s = time.monotonic() - due_s
-        answer = await self._wire.send(message, self._target.timeout_s, tokens.came)
-        over_s = time.monotonic() - due_s
-        if answer.status == "OK" and self._target.unary:
-            tokens.spread(answer.parameters)
-        result = self._result(number, arrival, answer, tokens, over_s)
-        self._records[number] = _record(result, lag_s, answer)
+    def _record(self, number: int, arrival: Arrival, sent: _Sent) -> LoadRecord:
+        answer = read_answer(sent.exchange, self._target.unary)
+        result = self._result(number, arrival, answer, sent)
+        verdict = answer.parameters.get("slo_met")
+        return LoadRecord(
+            result=result,
+            lag_s=sent.lag_s,
+            status=answer.status,
+            message=answer.message,
+            slo_met=verdict if isinstance(verdict, bool) else None,
+            predicted_ms=_number(answer.parameters, "predicted_ms"),
+            queue_ms=_number(answer.parameters, "queue_ms"),
+            server_total_ms=_number(answer.parameters, "total_ms"),
+        )
 
-    def _result(self, number: int, arrival: Arrival, answer: Answer, tokens: _Tokens, over_s: float) -> RequestResult:
+    def _result(self, number: int, arrival: Arrival, answer: Answer, sent: _Sent) -> RequestResult:
         if answer.status != "OK":
-            outcome = OUTCOME_OF.get(answer.status, "failed")
+            outcome, over_s = OUTCOME_OF.get(answer.status, "failed"), sent.exchange.over_s - sent.due_s
             return RequestResult(number, arrival.at_s, arrival.slo_class, outcome, 0.0, over_s)
-        total_s = tokens.pieces[-1][0]
-        times = [at_s for at_s, num_tokens in tokens.pieces for _ in range(num_tokens)]
+        total_s = answer.pieces[-1][0] - sent.due_s
+        times = [at_s - sent.due_s for at_s, num_tokens in answer.pieces for _ in range(num_tokens)]
+        if self._target.unary:
+            times = spread(total_s, answer.parameters) or times
         ratio = lateness(self._slos[arrival.slo_class], times, total_s)
         late = ratio is not None and ratio > 1.0
         late = late or (self._target.unary and answer.parameters.get("slo_met") is False)
@@ -221,6 +211,18 @@ class _Generator:
             lateness_ratio=ratio,
             operating_point=str(answer.parameters.get("operating_point", "")),
         )
+
+
+def spread(end_s: float, parameters: Mapping[str, Value]) -> list[float]:
+    """When the tokens of an answer in one piece came: the first where the server says, counted back from the end so
+    that all time outside the server lies before it, the others evenly after it. Empty if it does not say."""
+    total_ms, ttft_ms = _number(parameters, "total_ms"), _number(parameters, "ttft_ms")
+    num_tokens = int(_number(parameters, "generated_tokens") or 0)
+    if total_ms is None or ttft_ms is None or num_tokens < 2:
+        return []
+    first_s = end_s - (total_ms - ttft_ms) / 1e3
+    tpot_s = (end_s - first_s) / (num_tokens - 1)
+    return [first_s + tpot_s * i for i in range(num_tokens)]
 
 
 def lateness(slo: SLO, token_times_s: Sequence[float], total_s: float) -> float | None:
@@ -255,20 +257,20 @@ def slo_parameters(name: str, target: Target) -> dict[str, Value]:
     return {key: float(value) for key, value in numbers.items() if value is not None}
 
 
-def _record(result: RequestResult, lag_s: float, answer: Answer) -> LoadRecord:
-    verdict = answer.parameters.get("slo_met")
-    return LoadRecord(
-        result=result,
-        lag_s=lag_s,
-        status=answer.status,
-        message=answer.message,
-        slo_met=verdict if isinstance(verdict, bool) else None,
-        predicted_ms=_number(answer.parameters, "predicted_ms"),
-        queue_ms=_number(answer.parameters, "queue_ms"),
-        server_total_ms=_number(answer.parameters, "total_ms"),
-    )
-
-
 def _number(parameters: Mapping[str, Value], key: str) -> float | None:
     value = parameters.get(key)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """A full collection walks every message and record of the run: tens of milliseconds in which nothing is sent."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -63,12 +63,15 @@ def since_send(record: LoadRecord) -> RequestResult:
 
 
 def refusals(records: Sequence[LoadRecord], outcome: str) -> dict[str, Any]:
-    """How many got this outcome, and how soon they were told: since they were due, and since they were sent."""
+    """How many got this outcome, and how soon they were told: since they were due, since they were sent, and of that
+    the part the server accounts for (over those it says it of; the rest is the way and this side)."""
     refused = [record for record in records if record.result.outcome == outcome]
+    in_server = [None if record.server_total_ms is None else record.server_total_ms / 1e3 for record in refused]
     return {
         "count": len(refused),
         "answer_s": percentiles([record.result.total_s for record in refused]),
         "answer_from_send_s": percentiles([record.result.total_s - record.lag_s for record in refused]),
+        "in_server_s": percentiles(in_server),
     }
 
 

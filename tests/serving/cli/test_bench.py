@@ -129,17 +129,18 @@ def test_without_an_address_a_server_is_started_and_stopped(stepwell, child_conf
 
 
 def test_a_server_that_dies_in_the_middle_is_told(stepwell, child_config, monkeypatch):
-    start, make = ChildServer.start, LoadWire.message
+    start, send, sent = ChildServer.start, LoadWire.send, []
 
     def start_doomed(child):
         start(child)
 
-        def kill_before_the_20th(wire, number, *args):
-            if number == 20:
+        def kill_before_the_20th(wire, message):
+            sent.append(message)
+            if len(sent) == 3 + 20:  # after the warm-up
                 os.kill(child.pid, signal.SIGKILL)
-            return make(wire, number, *args)
+            return send(wire, message)
 
-        monkeypatch.setattr(LoadWire, "message", kill_before_the_20th)
+        monkeypatch.setattr(LoadWire, "send", kill_before_the_20th)
 
     monkeypatch.setattr(ChildServer, "start", start_doomed)
     ran = stepwell(

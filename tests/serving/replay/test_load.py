@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,12 +13,12 @@ import grpc
 import pytest
 
 from stepwell.serving.config import SLOClass
-from stepwell.serving.grpc.load_wire import NotServedError
+from stepwell.serving.grpc.load_wire import TOTAL_MS, NotServedError
 from stepwell.serving.pb import inference_pb2 as pb
 from stepwell.serving.pb import inference_pb2_grpc
 from stepwell.serving.replay import load
 from stepwell.serving.replay.load import LoadRun, Target, probe, send_load
-from stepwell.serving.replay.load_report import verdicts
+from stepwell.serving.replay.load_report import QUANTILES, refusals, verdicts
 from stepwell.serving.replay.workload import Arrival, Workload
 
 CLASSES = {
@@ -147,13 +148,13 @@ def test_no_send_waits_for_an_answer(fake, unary):
 
 
 def test_latencies_count_from_when_a_request_was_due(fake, unary, monkeypatch):
-    make = load.LoadWire.message
+    wait = load.LoadWire.wait
 
-    def slow(self: Any, *args: Any) -> Any:
+    def slow(self: Any, until_s: float) -> None:
         time.sleep(0.06)
-        return make(self, *args)
+        wait(self, until_s)
 
-    monkeypatch.setattr(load.LoadWire, "message", slow)
+    monkeypatch.setattr(load.LoadWire, "wait", slow)
     run = send(fake, *[Arrival(0.0, 3, 1)] * 4, unary=unary)
     last = run.records[-1]
     assert last.lag_s >= 4 * 0.06 - load._LEAD_S
@@ -172,8 +173,23 @@ def test_every_status_has_its_outcome(fake, unary, status):
     expected = {"RESOURCE_EXHAUSTED": "shed", "DEADLINE_EXCEEDED": "expired", "CANCELLED": "cancelled"}
     assert record.result.outcome == expected.get(status.name, "failed")
     assert (record.status, record.message) == (status.name, "because")
+    assert record.server_total_ms is None
     assert record.result.quality == 0.0
     assert record.result.lateness_ratio is None
+
+
+def test_a_server_may_say_how_long_a_refusal_took_it(fake, unary):
+    async def refuse(server: FakeServer, request: Any, context: Any) -> Any:
+        said = {"0": "1.25", "1": "soon", "2": None}[request.id]
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", ((TOTAL_MS, said),) if said else ())
+
+    fake.behave = refuse
+    run = send(fake, *[Arrival(0.0, 3, 1)] * 3, unary=unary)
+    assert [record.server_total_ms for record in run.records] == [1.25, None, None]
+    assert {record.result.outcome for record in run.records} == {"shed"}
+    found = refusals(run.records, "shed")
+    assert found["in_server_s"] == dict.fromkeys(QUANTILES, 0.00125), "of those that say it"
+    assert all(found["answer_s"][q] >= found["answer_from_send_s"][q] > 0.0 for q in QUANTILES)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +222,29 @@ def test_a_server_that_never_answers_is_given_up_on(fake, unary):
     fake.behave = answer(1, after_s=100.0)
     (record,) = send(fake, unary=unary, timeout_s=0.2).records
     assert record.result.outcome == "expired"
+
+
+def test_a_server_is_told_that_it_is_given_up_on(fake, unary):
+    cancelled = threading.Event()
+
+    async def behave(server: FakeServer, request: Any, context: Any) -> Any:
+        assert 0.0 < context.time_remaining() < 5.0, "it knows the deadline"
+        try:
+            await asyncio.sleep(100.0)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return []
+
+    fake.behave = behave
+    send(fake, unary=unary, timeout_s=0.2)
+    assert cancelled.wait(10.0)
+
+
+def test_garbage_is_collected_again_after_the_run(fake):
+    run = send(fake)
+    assert gc.isenabled()
+    assert run.records[0].status == "OK"
 
 
 def test_a_server_that_dies_leaves_no_request_without_an_end(fake, unary):

@@ -22,7 +22,7 @@ def record(number: int, outcome: str, total_s: float, lag_s: float = 0.001, **fi
     result = RequestResult(number, 0.1 * number, slo_class, outcome, quality, total_s, **(served if quality else {}))
     message = "" if quality else f"why {number}"
     return LoadRecord(
-        result, lag_s, STATUS_OF.get(outcome, "OK"), message, fields.get("slo_met"), None, None, None
+        result, lag_s, STATUS_OF.get(outcome, "OK"), message, fields.get("slo_met"), None, None, fields.get("server_ms")
     )  # fmt: skip
 
 
@@ -62,6 +62,7 @@ def test_refusals_failures_and_verdicts_are_counted(run):
     assert found["refusals"]["shed"]["count"] == found["refusals"]["expired"]["count"] == 1
     assert found["refusals"]["shed"]["answer_s"]["p99"] == 0.004
     assert found["refusals"]["shed"]["answer_from_send_s"]["p99"] == pytest.approx(0.001)
+    assert found["refusals"]["shed"]["in_server_s"]["p99"] is None
     assert found["failures"] == {"UNAVAILABLE": {"count": 2, "first_message": "why 102"}}
     assert found["verdicts"] == {"compared": 100, "only_server_says_met": 2, "only_client_says_met": 1}
     summary = found["summary"]
@@ -94,5 +95,8 @@ def test_the_text_has_a_line_a_class_and_all_that_went_wrong(run):
     lines = {line.split()[0]: line for line in text.splitlines() if line}
     assert lines["all"].split()[1:8] == ["104", "98", "2", "1", "1", "0", "2"]
     assert "shed: 1, told 4.0 ms (p50)" in text
+    assert "in the server" not in text
+    told = describe(report(run_of(record(0, "shed", 0.004, 0.003, server_ms=0.4))))
+    assert "1.0, 1.0 ms after they were sent, of which 0.4, 0.4 ms in the server" in told
     assert "failed: 2 with UNAVAILABLE, the first: why 102" in text
     assert "differs for 3 of 100 served: 2 met only by its clock, 1 only by ours" in text
