@@ -25,6 +25,9 @@ from stepwell.serving.errors import RequestError
 from stepwell.serving.hosting import open_engine
 
 RECEIVE_BYTES = 1 << 18
+SWITCH_S = 1e-4
+"""The thread that reads waits at most so long for the interpreter's lock, which the engine's takes back after every
+operation of torch. Python's default, 5 ms, would be the time of a refusal."""
 
 _log = logging.getLogger(__name__)
 
@@ -159,6 +162,7 @@ class Worker:
 
 def main() -> None:
     """``worker FD``: ``FD`` is this side's end of the socket pair."""
+    sys.setswitchinterval(SWITCH_S)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they are for the server, which ends this process when it is done
     with socket.socket(fileno=int(sys.argv[1])) as connection:

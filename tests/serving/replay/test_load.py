@@ -13,7 +13,8 @@ import grpc
 import pytest
 
 from stepwell.serving.config import SLOClass
-from stepwell.serving.grpc.load_wire import TOTAL_MS, NotServedError
+from stepwell.serving.grpc.load_wire import NotServedError
+from stepwell.serving.grpc.status import TOTAL_KEY
 from stepwell.serving.pb import inference_pb2 as pb
 from stepwell.serving.pb import inference_pb2_grpc
 from stepwell.serving.replay import load
@@ -181,7 +182,7 @@ def test_every_status_has_its_outcome(fake, unary, status):
 def test_a_server_may_say_how_long_a_refusal_took_it(fake, unary):
     async def refuse(server: FakeServer, request: Any, context: Any) -> Any:
         said = {"0": "1.25", "1": "soon", "2": None}[request.id]
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", ((TOTAL_MS, said),) if said else ())
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", ((TOTAL_KEY, said),) if said else ())
 
     fake.behave = refuse
     run = send(fake, *[Arrival(0.0, 3, 1)] * 3, unary=unary)
