@@ -49,6 +49,8 @@ def row(prompt: int, due_s: float, tokens: int, next_due_s: float, tpot_s: float
     context = known + 0.5 * tokens
     if next_due_s < math.inf and tpot_s > 0.0:
         end_s = next_due_s + (tokens - 1) * tpot_s
+        if end_s > deadline_s > next_due_s:  # a hurried pace from the first of them to the last keeps both promises
+            end_s, tpot_s = deadline_s, (deadline_s - next_due_s) / (tokens - 1)
         if end_s <= deadline_s:
             rate = 1.0 / tpot_s
             return prompt, due_s, tokens, rate, 1.0 - next_due_s * rate, end_s, context, tpot_s
