@@ -46,7 +46,7 @@ class Book:
     """Sums at instants, over ``members`` and those that are added.
 
     Args:
-        members: whom something was promised.
+        members: whom something was promised; those that are over do not count.
         first: the first newcomer.
         now: time.
         model: its 90th percentile is used.
@@ -66,30 +66,32 @@ class Book:
         correction = model.correction
         self.slowness = max(correction.upper("decode"), correction.upper("mixed"))
         """Actual over predicted seconds, 90th percentile."""
-        self._prices = prices = price_lists.of(model, [*members, first])
+        begun, fresh = _parted(members)
+        self._prices = prices = price_lists.of(model, [*begun, *fresh, first])
         self._limits = limits
-        waiting = Phase.WAITING
-        begun = [r for r in members if r.phase is not waiting or r.generated_tokens]
-        fresh = [r for r in members if r.phase is waiting and not r.generated_tokens]
         self._fixed_s = prices.fixed_s(len(begun) + 1).item(0)
         self.step_s = longest_s(prices, len(begun), self.slowness) * self.slowness
         """How long the step may take that runs meanwhile."""
         self._longest = max([r.known_tokens for r in begun], default=0)
         work = work_left(begun, fresh).work
         spans = limited_spans([*begun, *fresh], prices, len(begun))
-        charged = bill(prices, work, spans, 1, self._longest, limits)
+        charged = bill(prices, work, spans, 1, self._longest, limits, num_rungs=1)
         assert charged.prompt_s is not None
         self._num = num = len(work)
         self._columns = np.empty((6, num + _SPARE))
-        self._columns[:, :num] = work[:, [RATE, OFFSET, TOKENS, TOKENS, PROMPT_DUE_S, TOKENS]].T
-        self._columns[_TOKEN_S, :num], self._columns[_PROMPT_S, :num] = charged.token_s[0], charged.prompt_s[0]
+        columns = work.T
+        token_s, prompt_s = charged.token_s[0], charged.prompt_s[0]
+        for number, column in enumerate(
+            (columns[RATE], columns[OFFSET], columns[TOKENS], token_s, columns[PROMPT_DUE_S], prompt_s)
+        ):
+            self._columns[number, :num] = column
         self._sum_context, self._sum_tokens = float(work[:, CONTEXT].sum()), float(work[:, TOKENS].sum())
         times = check_times(work, now, MAX_CHECKS)
         self._num_instants = len(times)
         self._instants = np.zeros((3, len(times) + _SPARE))
         """Times; seconds due by them, apart from the fixed parts of steps; number of steps."""
         demand = Demand(work, times)
-        due_s = demand.seconds(charged.token_s[:1], charged.prompt_s[:1])[:, 0]
+        due_s = demand.seconds(charged.token_s, charged.prompt_s)[:, 0]
         self._instants[:, : len(times)] = times, due_s, demand.num_steps()
         self._put_back_by = [r.prompt_due_s for r in begun if r.phase is not Phase.RUNNING]
         self._num_begun = len(begun)
@@ -179,6 +181,20 @@ def overrun_alone_s(request: Request, start_s: float, prices: LevelCosts, slowne
         if own_s > 0.0 or due > 0.0:
             worst_s = max(worst_s, (own_s + due * fixed_s) * slowness - SHARE * (time - start_s))
     return worst_s
+
+
+def _parted(members: Sequence[Request]) -> tuple[list[Request], list[Request]]:
+    """Those that have begun, and those that have not. Each phase is read once: the engine may be moving them on."""
+    waiting, done = Phase.WAITING, Phase.DONE
+    begun: list[Request] = []
+    fresh: list[Request] = []
+    for request in members:
+        phase = request.phase
+        if phase is waiting and not request.generated_tokens:
+            fresh.append(request)
+        elif phase is not done:
+            begun.append(request)
+    return begun, fresh
 
 
 def _priced(request: Request, prices: LevelCosts, longest: int, limits: Limits) -> Entry:

@@ -63,17 +63,18 @@ class WorkLeft(NamedTuple):
 def work_left(running: Sequence[Request], waiting: Sequence[Request]) -> WorkLeft:
     """Of ``running`` and ``waiting``. Those that were put back wait."""
     num_running = len(running)
-    rows = [r.decoding_work if r.generated_tokens else r.whole_work for r in running]
+    done = [r.generated_tokens for r in running]
+    rows = [r.decoding_work if n else r.whole_work for r, n in zip(running, done, strict=True)]
     work = table((), rows + [r.whole_work for r in waiting])
     own = work[:num_running]
-    own += np.array([r.generated_tokens for r in running], np.float64)[:, None] * A_TOKEN
+    own += np.array(done, np.float64)[:, None] * A_TOKEN
     columns = own.T
     due_s: Array = (1.0 - columns[OFFSET]) * columns[PERIOD_S]
     reading = [i for i, r in enumerate(running) if r.known_tokens - r.computed_tokens != 1]
-    odd = [i for i, r in enumerate(running) if r.first_due_s == math.inf or not r.generated_tokens]
+    odd = [i for i, r in enumerate(running) if r.first_due_s == math.inf or not done[i]]
     for i in {*reading, *odd}:
         request = running[i]
-        if request.generated_tokens:
+        if done[i]:
             due_s[i], own[i] = standing(request)
         else:
             due_s[i], own[i, PROMPT] = request.prompt_due_s, request.known_tokens - request.computed_tokens

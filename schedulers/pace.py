@@ -71,17 +71,18 @@ def bill(
     longest: int,
     limits: Limits,
     has_prompts: bool = True,
+    num_rungs: int | None = None,
 ) -> Bill:
     """Price ``work``, in company of so many that decode, the longest of them with so many tokens; ``has_prompts``:
-    whether there are rows of prompts in it."""
-    levels, at = None, prices.at_rungs
+    whether there are rows of prompts in it; ``num_rungs``: the lowest rungs only."""
+    levels, at = None, Prices(*[column[:num_rungs] for column in prices.at_rungs])
     if spans:
         low, high = np.zeros(len(work), np.intp), np.full(len(work), len(prices.points) - 1)
         for index, lowest, highest in spans:
             low[index], high[index] = lowest, highest
-        levels = np.clip(prices.rungs_at[:, None], low, high)
+        levels = np.clip(prices.rungs_at[:num_rungs, None], low, high)
         at = Prices(*(column[levels] for column in prices.columns))
-    fixed_s = prices.fixed_at_rungs_s(num_decoding)
+    fixed_s = prices.fixed_at_rungs_s(num_decoding)[:num_rungs]
     context = work[:, CONTEXT]
     token_s = at.key_s * (np.maximum(context, longest) if prices.padded else context)
     token_s += at.token_s

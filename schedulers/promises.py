@@ -16,7 +16,7 @@ from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.pace import ANSWER_S
 from stepwell.schedulers.plan import Drop, DropReason, Limits
 from stepwell.schedulers.prices import PriceLists
-from stepwell.schedulers.request import Phase, Request
+from stepwell.schedulers.request import Request
 
 
 class Promises(Admission):
@@ -69,6 +69,5 @@ class Promises(Admission):
 
     def _opened(self, request: Request) -> Book:
         if self._book is None:
-            living = [r for r in self._members if r.phase is not Phase.DONE]
-            self._book = Book(living, request, self._made_s, self._model, self._limits, self._price_lists)
+            self._book = Book(self._members, request, self._made_s, self._model, self._limits, self._price_lists)
         return self._book

@@ -13,6 +13,7 @@ import pytest
 from stepwell.schedulers.book import SHARE
 from stepwell.schedulers.fill import STEP_S
 from stepwell.schedulers.plan import DropReason, Limits
+from stepwell.schedulers.request import Phase
 from stepwell.schedulers.staircase import Staircase
 
 
@@ -117,3 +118,12 @@ def test_time_passes_for_promises_too(make) -> None:
     assert admission.admit(0.06, request) is not None
     assert admission.admit(0.0, request) is None
     assert math.isfinite(request.first_due_s)
+
+
+def test_who_is_over_counts_no_more(make) -> None:
+    members = [make.request(prompt_tokens=100, max_tokens=1, ttft_s=0.1) for _ in range(20)]
+    newcomer = make.request(prompt_tokens=100, max_tokens=1, ttft_s=0.1)
+    assert promises(make, members).admit(0.0, newcomer) is not None
+    for member in members:
+        member.phase = Phase.DONE
+    assert promises(make, members).admit(0.0, newcomer) is None

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.serving.errors import RequestError
 from stepwell.serving.replay.simulate import capacity, simulate
-from stepwell.serving.replay.virtual import Fault, VirtualClock
+from stepwell.serving.replay.virtual import Fault, LastPrediction, VirtualClock
 
 # A step at full size takes 10 ms and 1 ms a token (conftest.py).
 
@@ -78,6 +79,27 @@ def test_faults_cost_time_and_requests(make_setup, make_workload):
     first, second = simulate(make_workload((0, 20, 1), (1, 20, 1)), setup).results
     assert first.total_s == pytest.approx(0.090)
     assert (first.outcome, second.outcome) == ("met", "failed")
+
+
+@pytest.mark.parametrize("policy", ["max_quality", "staircase", "slack_fit", "clockwork"])
+def test_a_step_takes_what_pricing_it_anew_says(make_setup, make_workload, monkeypatch, policy):
+    """With prefixes that are found again, requests that are put back, and steps that fail and run again in halves."""
+    steps = []
+
+    def checked(model, slices, seconds_of=LastPrediction.seconds_of):
+        steps.append((seconds_of(model, slices), StepCostModel.raw_s(model, slices)))
+        return steps[-1][0]
+
+    monkeypatch.setattr(LastPrediction, "seconds_of", checked)
+    rng = random.Random(3)
+    workload = make_workload(*[(i * 0.02, rng.randint(10, 60), rng.randint(1, 30)) for i in range(60)])
+    shared = tuple(replace(a, prefix=(rng.randint(0, 2),)) for a in workload.arrivals)
+    setup = make_setup(
+        policy, num_pages=120, faults=lambda n, _: Fault(error=ValueError("x") if n % 50 == 49 else None)
+    )
+    simulate(replace(workload, arrivals=shared, prefix_block_tokens=20), setup)
+    assert len(steps) > 60
+    assert all(seconds == anew for seconds, anew in steps)
 
 
 def test_noise_is_seeded_and_its_median_is_one(make_setup, make_workload):
