@@ -9,7 +9,7 @@ from stepwell.schedulers.request import Request
 
 
 class Admission(ABC):
-    """What has been promised. Made anew after every plan; used under a lock, between plans, by whoever submits."""
+    """What has been promised. Made anew when a step begins and when it ends; used under a lock, by whoever submits."""
 
     @abstractmethod
     def admit(self, now: float, request: Request) -> Drop | None:

@@ -33,7 +33,15 @@ class Policy(ABC):
         """
 
     def admission(
-        self, now: float, waiting: Sequence[Request], running: Sequence[Request], cost_model: CostModel | None
+        self,
+        now: float,
+        waiting: Sequence[Request],
+        running: Sequence[Request],
+        cost_model: CostModel | None,
+        step: StepPlan | None = None,
     ) -> Admission | None:
-        """What decides on submissions until the next plan; None (the default) accepts everything."""
+        """What decides on submissions until it is made anew; None (the default) accepts everything.
+
+        ``step``: what begins now, for requests in ``running``; None between two steps.
+        """
         return None

@@ -12,14 +12,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stepwell.schedulers.correction import KINDS
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.demand import Demand, work_left
 from stepwell.schedulers.fill import longest_s
 from stepwell.schedulers.pace import MAX_CHECKS, bill, limited_spans
-from stepwell.schedulers.plan import Limits
+from stepwell.schedulers.plan import Limits, Slice
 from stepwell.schedulers.prices import LevelCosts, PriceLists
 from stepwell.schedulers.request import Phase, Request
-from stepwell.schedulers.work import CONTEXT, OFFSET, PROMPT_DUE_S, RATE, TOKENS, Array, Row, check_times, unpack
+from stepwell.schedulers.work import (
+    A_TOKEN,
+    CONTEXT,
+    OFFSET,
+    PROMPT,
+    PROMPT_DUE_S,
+    RATE,
+    TOKENS,
+    Array,
+    Row,
+    Work,
+    check_times,
+    unpack,
+)
 
 SHARE = 0.95
 """Of the time until something is due, what all that is due by then may take at the smallest points."""
@@ -52,6 +66,7 @@ class Book:
         model: its 90th percentile is used.
         limits: seats, and tokens of a step.
         price_lists: of the policy.
+        ahead: what of the members' work counts as done already.
     """
 
     def __init__(
@@ -62,18 +77,22 @@ class Book:
         model: StepCostModel,
         limits: Limits,
         price_lists: PriceLists,
+        ahead: Sequence[Slice] = (),
     ) -> None:
         correction = model.correction
         self.slowness = max(correction.upper("decode"), correction.upper("mixed"))
         """Actual over predicted seconds, 90th percentile."""
+        self.unsteadiness = max(correction.upper(kind) / correction.median(kind) for kind in KINDS)
+        """The same over its median."""
         begun, fresh = _parted(members)
         self._prices = prices = price_lists.of(model, [*begun, *fresh, first])
         self._limits = limits
         self._fixed_s = prices.fixed_s(len(begun) + 1).item(0)
         self.step_s = longest_s(prices, len(begun), self.slowness) * self.slowness
-        """How long the step may take that runs meanwhile."""
+        """How long the step may take that runs meanwhile, if it is not known."""
         self._longest = max([r.known_tokens for r in begun], default=0)
         work = work_left(begun, fresh).work
+        _move_on(work, begun, ahead)
         spans = limited_spans([*begun, *fresh], prices, len(begun))
         charged = bill(prices, work, spans, 1, self._longest, limits, num_rungs=1)
         assert charged.prompt_s is not None
@@ -195,6 +214,21 @@ def _parted(members: Sequence[Request]) -> tuple[list[Request], list[Request]]:
         elif phase is not done:
             begun.append(request)
     return begun, fresh
+
+
+def _move_on(work: Work, begun: Sequence[Request], ahead: Sequence[Slice]) -> None:
+    """Take ``ahead`` off the rows of ``begun``, the first of ``work``."""
+    row_of = {id(request): i for i, request in enumerate(begun)} if ahead else {}
+    for slice_ in ahead:
+        if (i := row_of.get(id(slice_.request))) is None:  # it did not get a seat
+            continue
+        own = work[i]
+        if own[PROMPT] == 0.0:
+            own += A_TOKEN
+        elif slice_.num_tokens < own[PROMPT]:
+            own[PROMPT] -= slice_.num_tokens
+        else:
+            own[PROMPT], own[PROMPT_DUE_S] = 0.0, math.inf
 
 
 def _priced(request: Request, prices: LevelCosts, longest: int, limits: Limits) -> Entry:

@@ -14,7 +14,7 @@ from stepwell.schedulers.admission import Admission
 from stepwell.schedulers.book import Book, overrun_alone_s
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.pace import ANSWER_S
-from stepwell.schedulers.plan import Drop, DropReason, Limits
+from stepwell.schedulers.plan import Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.prices import PriceLists
 from stepwell.schedulers.request import Request
 
@@ -29,6 +29,7 @@ class Promises(Admission):
         model: its 90th percentile is used.
         limits: seats, and tokens of a step.
         price_lists: of the policy.
+        step: what begins now; it is work that is as good as done, and until it ends nothing else is. None = unknown.
     """
 
     def __init__(
@@ -39,8 +40,12 @@ class Promises(Admission):
         model: StepCostModel,
         limits: Limits,
         price_lists: PriceLists,
+        step: StepPlan | None = None,
     ) -> None:
         self._made_s, self._model, self._limits, self._price_lists = now, model, limits, price_lists
+        self._step = step
+        self._computed = [s.request.computed_tokens for s in step.slices] if step else []
+        """Of its requests, in order: whose has changed has been moved on already."""
         self._members = [*running, *waiting]
         self._book: Book | None = None
 
@@ -51,7 +56,7 @@ class Promises(Admission):
             return None
         now += ANSWER_S
         book = self._opened(request)
-        start_s = max(now, self._made_s + book.step_s) if self._members else now
+        start_s = max(now, self._free_s(book)) if self._members else now
         overrun_s, entry = book.overrun_s(request, start_s)
         if overrun_s <= 0.0:
             self._members.append(request)
@@ -67,7 +72,15 @@ class Promises(Admission):
         if self._book is not None:
             self._book.add(self._book.entry(request))
 
+    def _free_s(self, book: Book) -> float:
+        """When the step that runs will have ended, by its 90th percentile."""
+        if self._step is None or self._step.predicted_s is None:
+            return self._made_s + book.step_s
+        return self._made_s + self._step.predicted_s * book.unsteadiness
+
     def _opened(self, request: Request) -> Book:
         if self._book is None:
-            self._book = Book(self._members, request, self._made_s, self._model, self._limits, self._price_lists)
+            slices = self._step.slices if self._step else ()
+            ahead = [s for s, n in zip(slices, self._computed, strict=True) if s.request.computed_tokens == n]
+            self._book = Book(self._members, request, self._made_s, self._model, self._limits, self._price_lists, ahead)
         return self._book

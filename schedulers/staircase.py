@@ -71,12 +71,17 @@ class Staircase(Priced):
         return _Situation(outlook, line, model, self.price_lists, self.limits)
 
     def admission(
-        self, now: float, waiting: Sequence[Request], running: Sequence[Request], cost_model: CostModel | None
+        self,
+        now: float,
+        waiting: Sequence[Request],
+        running: Sequence[Request],
+        cost_model: CostModel | None,
+        step: StepPlan | None = None,
     ) -> Admission | None:
         """The demand bound at the smallest points."""
         if not isinstance(cost_model, StepCostModel):
             return None
-        return Promises(now + ANSWER_S, waiting, running, cost_model, self.limits, self.price_lists)
+        return Promises(now + ANSWER_S, waiting, running, cost_model, self.limits, self.price_lists, step)
 
 
 class _Situation:

@@ -109,6 +109,7 @@ class Engine:
         plan = self._plan(now)
         seating = Seating(self._roster, self._keeper, plan, now)
         if steps := seating.seat():
+            self._renew_admission(plan)
             learn = plan.learn if plan.learn is not None and seating.as_planned else self._expect(steps)
             ran = self._run(steps)
             if ran.steps:
@@ -224,6 +225,8 @@ class Engine:
         ran = [Slice(self._roster.get(s.request_id).request, len(s.token_ids), s.point) for s in steps]
         return self._cost_model.expect(ran)
 
-    def _renew_admission(self) -> None:
+    def _renew_admission(self, step: StepPlan | None = None) -> None:
+        """``step``: what begins now."""
         roster = self._roster
-        self._inbox.admit_by(self._policy.admission(self.now(), roster.waiting, roster.running, self._cost_model))
+        waiting, running = roster.waiting, roster.running
+        self._inbox.admit_by(self._policy.admission(self.now(), waiting, running, self._cost_model, step))

@@ -300,7 +300,7 @@ class _Bouncer(Admission):
 
 
 class _Choosy(MaxQuality):
-    def admission(self, now, waiting, running, cost_model):
+    def admission(self, now, waiting, running, cost_model, step=None):
         return _Bouncer(len(waiting) + len(running))
 
 
