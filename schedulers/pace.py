@@ -23,10 +23,13 @@ from stepwell.schedulers.prices import LevelCosts, Prices
 from stepwell.schedulers.request import Request
 from stepwell.schedulers.work import CONTEXT, PROMPT, TOKENS, Array, Work, check_times
 
-SHARE = 0.4
-"""Of the time until something is due, what the work due by then may take at the chosen levels. The rest is for those
-who have not arrived yet."""
-ANSWER_S = 0.03
+CALM_SHARE, BUSY_SHARE = 0.6, 0.2
+"""Of the time until something is due, what the work due by then may take at the chosen levels: in an empty house, and
+in a busy one. The rest is for those who have not arrived yet: the more are here, the more are to be expected (Little's
+law), and where they come in bursts, what was put off for quality is due when the burst comes."""
+BUSY = 0.25
+"""Requests here, as a share of the seats, from which on the house is busy."""
+ANSWER_S = 0.015
 """A token's way to its client: planning runs this much ahead of the clock."""
 RESERVE_S = 0.01
 """Time kept back besides: steps end when they end, not when something is due."""
@@ -98,7 +101,7 @@ def bill(
     return Bill(levels, token_s, prompt_s, fixed_s)
 
 
-def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slowness: float) -> Pace:
+def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slowness: float, share: float) -> Pace:
     """The pace that meets everything in ``work``.
 
     Args:
@@ -107,6 +110,7 @@ def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slo
         charged: for the same rows.
         now: time.
         slowness: actual over predicted seconds.
+        share: of the time until something is due, what may be given away.
     """
     top = len(charged.fixed_s) - 1
     times = check_times(work, now + RESERVE_S / 2, MAX_CHECKS)
@@ -118,7 +122,7 @@ def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slo
         token_s, prompt_s = token_s * weights, None if prompt_s is None else prompt_s * weights
     need = demand.seconds(token_s, prompt_s)
     need += demand.num_steps()[:, None] * charged.fixed_s
-    have = (times - (now + RESERVE_S / SHARE)) * (SHARE / slowness)
+    have = (times - (now + RESERVE_S / share)) * (share / slowness)
     left = have[:, None] - need
     least = np.minimum.reduce(left).tolist()
     rung = next((k for k in range(top, -1, -1) if least[k] >= 0.0), -1)
@@ -126,8 +130,8 @@ def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slo
         return Pace(0, 0.0, 0.0)
     if rung == top:
         return Pace(top, 0.0, least[top])
-    share = float((left[:, rung] / np.maximum(need[:, rung + 1] - need[:, rung], 1e-9)).min())
-    return Pace(rung, min(share, 1.0), 0.0)
+    partly = float((left[:, rung] / np.maximum(need[:, rung + 1] - need[:, rung], 1e-9)).min())
+    return Pace(rung, min(partly, 1.0), 0.0)
 
 
 class Assignment(NamedTuple):

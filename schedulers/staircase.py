@@ -24,7 +24,7 @@ from stepwell.schedulers.deadline_order import in_line
 from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, StepFill, longest_s
 from stepwell.schedulers.lineup import Lineup
 from stepwell.schedulers.outlook import Outlook
-from stepwell.schedulers.pace import ANSWER_S, affordable, assign, bill, limited_spans
+from stepwell.schedulers.pace import ANSWER_S, BUSY, BUSY_SHARE, CALM_SHARE, affordable, assign, bill, limited_spans
 from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.priced import Priced
 from stepwell.schedulers.prices import PriceLists
@@ -99,6 +99,13 @@ class _Situation:
         num_decoding = len(outlook.decoding.indices)
         self._bill = bill(self._prices, outlook.work, spans, num_decoding, outlook.longest, limits, outlook.has_prompts)
 
+    @property
+    def _share(self) -> float:
+        """Of the time until something is due, what is given away now."""
+        num_here = self._outlook.num_running + len(self.line)
+        busyness = min(num_here / (BUSY * self._limits.max_running), 1.0)
+        return CALM_SHARE + (BUSY_SHARE - CALM_SHARE) * busyness
+
     def hopeless(self) -> list[Drop]:
         """Drops of those that have never started and cannot be in time any more, even alone and at their smallest
         points. When they came they might have been: it is the backlog's fault, and trying again may help."""
@@ -121,7 +128,7 @@ class _Situation:
         running = outlook.requests[: outlook.num_running]
         room = Room(capacity, running, self._limits)
         decoding, prompts = outlook.decoding, outlook.prompts(room.seats, max_tokens)
-        pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness)
+        pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness, self._share)
         num_seen = max(outlook.num_running, 1 + max(prompts.indices, default=-1))
         step_s = longest_s(self._prices, len(decoding.indices), self._slowness)
         raise_s = step_s if prompts.indices else step_s * RAISE_FACTOR

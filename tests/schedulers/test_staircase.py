@@ -22,7 +22,8 @@ CAPACITY = Capacity(10_000, 10_000, 4, {point.name: 1 for point in POINTS})
 def _by_hand(monkeypatch) -> None:
     """The numbers below are worked out with these."""
     monkeypatch.setattr("stepwell.schedulers.staircase.ANSWER_S", 0.0)
-    monkeypatch.setattr("stepwell.schedulers.pace.SHARE", 0.6)
+    monkeypatch.setattr("stepwell.schedulers.staircase.CALM_SHARE", 0.6)
+    monkeypatch.setattr("stepwell.schedulers.staircase.BUSY_SHARE", 0.6)
     monkeypatch.setattr("stepwell.schedulers.pace.RESERVE_S", 0.01)
 
 
@@ -61,6 +62,16 @@ def test_a_queue_lowers_the_level(plan, request_of, num_more: int, level: int) -
     first = request_of(ttft_s=0.1)
     others = [request_of(ttft_s=0.1, arrival_s=1e-6) for _ in range(num_more)]
     assert levels(plan([first, *others]))[first] == level
+
+
+def test_more_is_kept_back_in_a_busy_house(plan, request_of, monkeypatch) -> None:
+    """Those who have all the time of the world need none of it now, but where they are others may come."""
+    request = request_of(ttft_s=0.1)
+    patient = [request_of(ttft_s=1e6, tpot_s=1.0) for _ in range(8)]
+    assert levels(plan([request, *patient], max_running=32))[request] == 2
+    monkeypatch.setattr("stepwell.schedulers.staircase.BUSY_SHARE", 0.2)
+    assert levels(plan([request], max_running=32))[request] == 2
+    assert levels(plan([request, *patient], max_running=32))[request] < 2
 
 
 def test_a_quality_floor_is_kept(plan, request_of) -> None:
