@@ -88,7 +88,8 @@ class LoadWire:
 
     def message(self, number: int, prompt: Sequence[int] | str, parameters: Mapping[str, Value]) -> bytes:
         """The request ``number``, serialised. Of a prompt of token ids, the token ids of the answer are asked for; of a
-        text, whatever the model gives. Inputs are batches of one where the model's metadata says that they are batches."""
+        text, whatever the model gives. An input is a batch of one where the model's metadata says that it is a
+        batch."""
         request = pb.ModelInferRequest(model_name=self._model, id=str(number))
         if isinstance(prompt, str):
             request.inputs.add(name="text", datatype=BYTES, shape=[*self._batch, 1])
