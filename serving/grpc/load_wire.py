@@ -52,6 +52,8 @@ class LoadWire:
         """``unary``: ModelInfer, one response with everything in it; else ModelStreamInfer, a response a token.
         ``timeout_s``: gRPC deadline of each request, from when it is sent."""
         self._address, self._model = address, model
+        self._batch: list[int] = []
+        """Leading dimensions of an input."""
         method, metadata = ("ModelInfer", ()) if unary else ("ModelStreamInfer", _STATUS_PLEASE)
         self._calls = Calls(address, _SERVICE + method, timeout_s, num_connections=num_connections, metadata=metadata)
 
@@ -62,6 +64,7 @@ class LoadWire:
             try:
                 self._calls.connect(timeout_s)
                 response = pb.ModelMetadataResponse.FromString(reply.messages[-1][1])
+                self._batch = [1] if any(len(tensor.shape) == 2 for tensor in response.inputs) else []
                 return tuple(tensor.name for tensor in response.inputs)
             except (OSError, DecodeError, IndexError) as error:
                 reply = Reply("UNAVAILABLE", str(error))
@@ -84,13 +87,14 @@ class LoadWire:
 
     def message(self, number: int, prompt: Sequence[int] | str, parameters: Mapping[str, Value]) -> bytes:
         """The request ``number``, serialised. Of a prompt of token ids, the token ids of the answer are asked for; of a
-        text, whatever the model gives."""
+        text, whatever the model gives. An input is a batch of one where the model's metadata says that it is a
+        batch."""
         request = pb.ModelInferRequest(model_name=self._model, id=str(number))
         if isinstance(prompt, str):
-            request.inputs.add(name="text", datatype=BYTES, shape=[1])
+            request.inputs.add(name="text", datatype=BYTES, shape=[*self._batch, 1])
             request.raw_input_contents.append(encode(BYTES, [prompt.encode()]))
         else:
-            request.inputs.add(name="input_ids", datatype="INT64", shape=[len(prompt)])
+            request.inputs.add(name="input_ids", datatype="INT64", shape=[*self._batch, len(prompt)])
             request.raw_input_contents.append(encode("INT64", prompt))
             request.outputs.add(name="output_ids")
         for key, value in parameters.items():

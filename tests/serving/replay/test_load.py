@@ -39,6 +39,7 @@ class FakeServer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self.requests: list[pb.ModelInferRequest] = []
         self.metadata: list[dict[str, str]] = []
         self.inputs = ["input_ids", "text"]
+        self.shape = [-1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -70,7 +71,8 @@ class FakeServer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
         if request.name != "fake":
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
-        return pb.ModelMetadataResponse(inputs=[pb.ModelMetadataResponse.TensorMetadata(name=n) for n in self.inputs])
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(inputs=[tensor(name=name, shape=self.shape) for name in self.inputs])
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:
         self._saw(request, context)
@@ -342,6 +344,14 @@ def test_a_server_of_texts_gets_a_word_for_each_token(fake):
     (data,) = request.raw_input_contents
     assert request.inputs[0].name == "text"
     assert len(data[4:].decode().split(" ")) == 6
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_server_of_batches_gets_a_batch_of_one(fake, text):
+    fake.shape = [-1, -1]
+    send(fake, Arrival(0.0, 6, 1), text=text)
+    (request,) = fake.requests
+    assert list(request.inputs[0].shape) == [1, 1 if text else 6]
 
 
 def test_a_server_that_is_not_there_or_lacks_the_model_is_an_error(fake):
