@@ -25,8 +25,8 @@ HEADER = (
 LEGEND = (
     "*Attained*: met, of all sent, by the client's clock from when each was due to be sent. *Quality*: of what was "
     "served, every token at its own level. *Worst late*: latency over latency asked. *Refused in*: from when the "
-    "server had the request until it had its answer, and from when the client sent it. *fixed:min*: everyone at the smallest "
-    "level and nobody refused: the bound of what can be attained, as long as that keeps up."
+    "server had the request until it had its answer; and from when it was sent. *fixed:min*: everyone at the smallest level "
+    "and nobody refused: the bound of what can be attained, as long as that keeps up."
 )
 REFUSED_IN = (("arrival at the server", "in_server_s"), ("being sent", "answer_from_send_s"))
 """Spans of a refusal, and where they begin."""
