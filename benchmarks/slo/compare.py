@@ -3,9 +3,9 @@
     python benchmarks/slo/compare.py --trace AzureLLMInferenceTrace_2023_code.csv --venvs DIR
 
 ``nested-lm`` in float32 everywhere, one thread a model operation, a fresh server a run, open loop over the Open
-Inference Protocol. Load 1 is what ours serves at full quality, as the simulator has it. ``rivals/README.md`` says how
-the others are installed into DIR; those that are not are listed with the reason. Writes
-``benchmarks/results/slo_rivals.md``.
+Inference Protocol. Load 1 is what ours serves at full quality, as the simulator has it; the classes are those of
+``measure.py``. ``rivals/README.md`` says how the others are installed into DIR; those that are not are listed with the
+reason. Writes ``benchmarks/results/slo_rivals.md``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from stepwell.schedulers.plan import Limits
-from stepwell.serving.config import ModelConfig, ServerConfig
+from stepwell.serving.config import ModelConfig, SLOClass
 from stepwell.serving.replay.load import Target, send_load
 from stepwell.serving.replay.load_report import report
 from stepwell.serving.replay.sim_model import open_sim_model
@@ -31,10 +31,8 @@ from stepwell.serving.replay.workload import Arrival, Workload
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import RESULTS, hardware
 from contenders import DTYPE, MODEL, Contender, NotRunError, contenders, greedy_ids
+from measure import FIRST_S, FITTING, SHARES, classes_of
 
-SHARES = {"tight": 1.0, "normal": 1.0, "relaxed": 1.0}
-FITTING, FIRST_S = 0.99, 600.0
-"""As in ``measure.py``: share of requests that fit without clipping, where the trace's window starts."""
 TIMEOUT_S = 15.0
 """A request that takes longer is given up on."""
 HEADER = (
@@ -61,7 +59,8 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     model, source = open_sim_model(ModelConfig(MODEL, dtype=DTYPE), args.threads)
-    setup = Setup(model, FULL_QUALITY, ServerConfig().slo_classes, Limits())
+    classes = classes_of(model)
+    setup = Setup(model, FULL_QUALITY, classes, Limits())
     trace = read_trace(args.trace).window(FIRST_S).fitted(model.context_length, FITTING).with_classes(SHARES)
     unit = args.capacity or capacity(trace.window(num_requests=600), setup)
     print(f"load 1 = {unit:.3g} requests/s, costs from {source}", file=sys.stderr)
@@ -75,12 +74,14 @@ def main() -> None:
         workload = trace.window(num_requests=max(20, round(load * unit * args.seconds))).at_rate(load * unit)
         found = {}
         for contender in random.Random(load).sample(present, len(present)):  # so that a drift favours nobody
-            found[contender.name] = row = [f"{load:g}", contender.name, *_measured(contender, workload)]
+            found[contender.name] = row = [f"{load:g}", contender.name, *_measured(contender, workload, classes)]
             print(" | ".join(row), file=sys.stderr)
         rows += [found[contender.name] for contender in present]
     notes = [
         f"Load 1 = {unit:.3g} requests/s; {args.seconds:g} s a run; {args.threads} thread(s) a model operation.",
-        "; ".join(trace.notes) + ".", agreement, "", LEGEND, "",
+        "; ".join(trace.notes) + ".",
+        "; ".join(f"{name}: first token in {c.ttft_ms} ms, each in {c.tpot_ms}" for name, c in classes.items()) + ".",
+        agreement, "", LEGEND, "",
         *(f"- *{contender.name}*: {contender.what}" for contender in all_of_them),
         *(f"- **not run**: {name}: {reason}" for name, reason in reasons.items()),
     ]  # fmt: skip
@@ -102,12 +103,12 @@ def _agreement(present: Sequence[Contender], reasons: dict[str, str]) -> str:
     return f"Greedy answers to one prompt ({len(ours)} tokens, full size, {DTYPE}) agree: {said}."
 
 
-def _measured(contender: Contender, workload: Workload) -> list[str]:
+def _measured(contender: Contender, workload: Workload, classes: Mapping[str, SLOClass]) -> list[str]:
     try:
         with contender.running() as address:
             target = Target(
-                address, MODEL, ServerConfig().slo_classes, unary=contender.unary, vocab_size=2048, timeout_s=TIMEOUT_S,
-                slo_as="class" if contender.ours else "none",
+                address, MODEL, classes, unary=contender.unary, vocab_size=2048, timeout_s=TIMEOUT_S,
+                slo_as="numbers" if contender.ours else "none",
             )  # fmt: skip
             warm = Workload.of("warm-up", [Arrival(0.15 * i, 40, 4, "relaxed", prefix=(2**40 + i,)) for i in range(12)])
             send_load(warm, replace(target, slo_as="none"))

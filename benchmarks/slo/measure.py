@@ -72,7 +72,7 @@ def main() -> None:
         unit = capacity(trace.window(num_requests=600), setup)
         print(f"{name}: load 1 = {unit:.3g} requests/s, costs from {source}", file=sys.stderr)
         document: dict[str, Any] = {
-            "trace": name, "hardware": hardware(), "seconds": args.seconds, "capacity": unit,
+            "trace": name, "hardware": hardware(), "capacity": unit,
             "notes": list(trace.notes),
             "classes": {c: _stated(classes[c]) for c in SHARES}, "runs": [],
         }  # fmt: skip
@@ -84,7 +84,7 @@ def main() -> None:
             workload = trace.window(num_requests=max(20, round(load * unit * args.seconds))).at_rate(load * unit)
             # In an order of its own at each load, so that a drift of the machine favours nobody.
             for policy in random.Random(load).sample(args.policies, len(args.policies)):
-                run = {"policy": policy, "load": load, "requests": len(workload)}
+                run = {"policy": policy, "load": load, "requests": len(workload), "seconds": args.seconds}
                 run |= _real(workload, policy, args.threads, classes)
                 run["simulated"] = simulate(workload, replace(setup, policy=policy)).summary.to_dict()
                 others = [r for r in document["runs"] if (r["policy"], r["load"]) != (policy, load)]

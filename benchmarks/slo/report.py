@@ -25,8 +25,8 @@ HEADER = (
 LEGEND = (
     "*Attained*: met, of all sent, by the client's clock from when each was due to be sent. *Quality*: of what was "
     "served, every token at its own level. *Worst late*: latency over latency asked. *Refused in*: from when the "
-    "server had the request until it had its answer; and from when it was sent. *fixed:min*: everyone at the smallest level "
-    "and nobody refused: the bound of what can be attained, as long as that keeps up."
+    "server had the request until it had its answer; and from when it was sent. *fixed:min*: everyone at the smallest "
+    "level and nobody refused: the bound of what can be attained, as long as that keeps up."
 )
 REFUSED_IN = (("arrival at the server", "in_server_s"), ("being sent", "answer_from_send_s"))
 """Spans of a refusal, and where they begin."""
@@ -67,10 +67,15 @@ def _head(document: Mapping[str, Any]) -> list[str]:
     return [
         f"## SLO attainment and quality against load: Azure {document['trace']}, nested-lm, the real server", "",
         document["hardware"], "",
-        f"Load 1 = {document['capacity']:.3g} requests/s; {document['seconds']:g} s a run.",
+        f"Load 1 = {document['capacity']:.3g} requests/s; requests of a run: {_sizes(document)}.",
         "; ".join(document["notes"]) + ".",
         f"Classes: {classes}.", "",
     ]  # fmt: skip
+
+
+def _sizes(document: Mapping[str, Any]) -> str:
+    sizes = {run["load"]: f"{run['requests']} in {run['seconds']:g} s" for run in document["runs"]}
+    return ", ".join(f"{sizes[load]} at load {load:g}" for load in _loads(document))
 
 
 def _table(document: Mapping[str, Any], runs: Runs) -> list[str]:
