@@ -60,7 +60,8 @@ def test_tokens_are_streamed_and_counted(running, wire) -> None:
     answers = list(running.oip.ModelStreamInfer(iter([wire.infer("abc", max_tokens=30, ignore_eos=True)]), timeout=20))
     assert sum(len(wire.output(a.infer_response, "output_ids")) for a in answers) == 30
     assert answers[-1].infer_response.parameters["generated_tokens"].int64_param == 30
-    wire.eventually(lambda: running.sample("tokens_total", kind="generated") == before + 30)
+    # A step is counted after its tokens have left: a step of an earlier request may still be missing in ``before``.
+    wire.eventually(lambda: running.sample("tokens_total", kind="generated") >= before + 30)
     assert running.sample("step_seconds_count", kind="decode") > 0
     assert 0.0 <= running.host().cache_usage_ratio < 1.0
 
