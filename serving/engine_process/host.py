@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -75,15 +76,16 @@ class WorkerProcess:
             "log_level": logging.getLogger().getEffectiveLevel(),
             "log_format": _LOG_FORMAT,
         }
-        self.connection.sendall(m.pack(m.OPEN, settings))
         reader = m.reader()
-        while data := self.connection.recv(_RECEIVE_BYTES):
-            reader.feed(data)
-            for kind, *content in reader:
-                if kind == m.FAILED:
-                    raise ValueError(*content)
-                assert kind == m.OPENED
-                return
+        with contextlib.suppress(ConnectionError):  # it ended: said below
+            self.connection.sendall(m.pack(m.OPEN, settings))
+            while data := self.connection.recv(_RECEIVE_BYTES):
+                reader.feed(data)
+                for kind, *content in reader:
+                    if kind == m.FAILED:
+                        raise ValueError(*content)
+                    assert kind == m.OPENED
+                    return
         raise ValueError(f"model: {config.display_name!r}: its engine ended while it loaded ({self.how_it_ended()})")
 
     def how_it_ended(self) -> str:

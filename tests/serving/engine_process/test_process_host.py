@@ -16,8 +16,8 @@ import pytest
 
 from stepwell.serving.app import Server
 from stepwell.serving.background import BackgroundServer
-from stepwell.serving.config import load_config
-from stepwell.serving.engine_process.host import ProcessHost
+from stepwell.serving.config import ModelConfig, load_config
+from stepwell.serving.engine_process.host import ProcessHost, WorkerProcess
 from stepwell.serving.pb import inference_pb2_grpc
 
 
@@ -138,3 +138,12 @@ def test_a_model_that_cannot_be_opened_is_an_error_here(tiny: Path, tmp_path: Pa
     (broken / "config.json").write_text(json.dumps({"model_type": "other"}))
     with pytest.raises(ValueError, match="other"), serve(broken):
         pass
+
+
+def test_an_engine_that_dies_while_it_loads_is_an_error_too(tiny: Path) -> None:
+    worker = WorkerProcess()
+    worker._process.kill()
+    worker._process.wait()
+    with pytest.raises(ValueError, match=r"'tiny': its engine ended while it loaded \(signal 9\)"):
+        worker.open(ModelConfig(str(tiny)), 1)
+    worker.kill()
