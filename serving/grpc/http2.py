@@ -23,7 +23,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _MAX_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 2, 3, 4, 5
-_CANCEL = 8
+_REFUSED_STREAM, _CANCEL = 7, 8
 _LARGEST_WINDOW = 2**31 - 1
 _DEFAULT_WINDOW = 65_535
 _DEFAULT_TABLE = 4096
@@ -31,6 +31,9 @@ _REFILL = 2**30
 """Bytes received after which the peer may send as many more."""
 _FRAME = struct.Struct(">HBBBI")
 """Length in 2 + 1 bytes, type, flags, stream."""
+_MOST_REFUSALS = 5
+"""A server counts a stream for a moment after its client has heard the end, and may refuse the next; nothing has been
+done about such a request, so it is sent again (RFC 9113, section 8.7). So often refused, it is the server's will."""
 _scratch = memoryview(bytearray(1 << 18))
 """What a socket has is read to here: fresh memory of this size for every token would cost more than the token."""
 
@@ -57,6 +60,8 @@ class Exchange:
     """Error code of HTTP/2 with which the server ended it."""
     lost: str = ""
     """Why it ended on this side, without a word of the server."""
+    refusals: int = 0
+    """How often the server would not open a stream for it."""
     given_up: bool = False
     """It was cancelled on this side."""
     stream: int = 0
@@ -222,8 +227,7 @@ class Connection:
         elif kind == _RST_STREAM:
             exchange = self._open.get(stream)
             if exchange is not None:
-                (exchange.reset,) = struct.unpack(">I", payload)
-                self._over(exchange, now_s)
+                self._reset(exchange, int.from_bytes(payload, "big"), now_s)
         elif kind == _WINDOW_UPDATE:
             self._more_room(stream, int.from_bytes(payload, "big") & _LARGEST_WINDOW)
         elif kind == _SETTINGS and not flags & _ACK:
@@ -246,6 +250,18 @@ class Connection:
         else:
             exchange.trailers += payload
         if flags & _END_HEADERS and self._ends_stream:
+            self._over(exchange, now_s)
+
+    def _reset(self, exchange: Exchange, error: int, now_s: float) -> None:
+        if error == _REFUSED_STREAM and not self.closing and exchange.refusals < _MOST_REFUSALS:
+            exchange.refusals += 1
+            exchange.unsent = None
+            del self._open[exchange.stream]
+            self._queue.appendleft(exchange)
+            self._feed_blocked()
+            self._start_queued()
+        else:
+            exchange.reset = error
             self._over(exchange, now_s)
 
     def _over(self, exchange: Exchange, now_s: float) -> None:

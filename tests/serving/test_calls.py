@@ -209,11 +209,15 @@ def test_frames_of_every_shape(script):
     assert [data for _, data in reply.messages] == [b"data"]
 
 
+def refused(stream: int) -> bytes:
+    return frame(RST_STREAM, 0, stream, struct.pack(">I", 7))
+
+
 @pytest.mark.parametrize(
     ("script", "status", "words"),
     [
         (HEAD + frame(RST_STREAM, 0, 1, struct.pack(">I", 8)), "CANCELLED", "error 8"),
-        (frame(RST_STREAM, 0, 1, struct.pack(">I", 7)), "UNAVAILABLE", "error 7"),
+        (b"".join(refused(stream) for stream in (1, 3, 5, 7, 9, 11)), "UNAVAILABLE", "error 7"),
         (frame(HEADERS, 0x5, 1, hpack.encode([(":status", "503")], index=False)), "UNAVAILABLE", "HTTP status 503"),
         (HEAD + frame(DATA, 1, 1, b""), "UNKNOWN", "without a gRPC status"),
         (HEAD + frame(DATA, 0, 1, MESSAGE[:6]) + END, "INTERNAL", "cut after 6 bytes"),
@@ -227,6 +231,13 @@ def test_endings_that_are_not_as_they_should_be(script, status, words):
     reply, _ = answered(script)
     assert reply.status == status
     assert words in reply.message
+
+
+def test_a_refused_stream_is_opened_again():
+    answer = frame(HEADERS, 0x4, 5, hpack.encode([(":status", "200")], index=False)) + frame(DATA, 0, 5, MESSAGE)
+    reply, heard = answered(refused(1) + refused(3) + answer + frame(HEADERS, 0x5, 5, OK))
+    assert (reply.status, [data for _, data in reply.messages]) == ("OK", [b"data"])
+    assert heard.count(b"hello") == 3
 
 
 def test_pings_and_settings_are_answered():
