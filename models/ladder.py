@@ -14,7 +14,8 @@ dropped sub-layer). A ladder is a chain of nested sub-networks: level k contains
        "width": {"kv": "approximate", "levels": [{"ffn": 128, "quality": 0.8}, ...]}}}
 
 A level lists only what it leaves out: ``layers`` (first n), ``ffn`` (channels: one number or one a layer),
-``kv_groups`` (key-value head groups: likewise), ``drop_attention`` / ``drop_ffn`` (layer indices).
+``kv_groups`` (key-value head groups: likewise), ``drop_attention`` / ``drop_ffn`` (layer indices), ``budget`` (share of
+tokens kept, by the ladder's ``reducer``: ``"merge": {"reducer": "merge", "levels": [{"budget": 0.25, ...}, ...]}``).
 """
 
 from __future__ import annotations
@@ -125,10 +126,22 @@ class Architecture:
     num_kv_groups: int
     """Key-value heads per layer."""
     ffn_channels: int
+    reducers: frozenset[str] = frozenset()
+    """Names of the ways in which the model's family can reduce tokens."""
 
     @cached_property
     def full(self) -> SubNetwork:
         return SubNetwork((self.num_kv_groups,) * self.num_layers, (self.ffn_channels,) * self.num_layers)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What is left out along the third dimension of a model that takes one-shot inputs: its tokens."""
+
+    reducer: str
+    """How tokens are reduced; a name of the model's family, e.g. ``merge``."""
+    budget: float
+    """Tokens that a layer runs, averaged over the layers, as a share of those of the unreduced model; in (0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,17 @@ class Level:
     """Relative to the full model, in (0, 1]."""
     metric: float | None = None
     """The measured task metric the quality comes from (e.g. bits per byte), if stored."""
+    reduction: Reduction | None = None
+    """None = all tokens run everywhere."""
+
+    @property
+    def budget(self) -> float:
+        """Share of tokens kept; 1 without a reduction."""
+        return self.reduction.budget if self.reduction else 1.0
+
+    def contains(self, other: Level) -> bool:
+        """True if nothing that ``other`` runs is left out here."""
+        return self.subnet.contains(other.subnet) and self.budget >= other.budget
 
 
 @dataclass(frozen=True)
@@ -154,10 +178,10 @@ class Ladder:
         if not self.levels:
             raise LadderError(f"ladders.{self.name}.levels: empty; list at least one level")
         for k in range(1, len(self.levels)):
-            if not self.levels[k].subnet.contains(self.levels[k - 1].subnet):
+            if not self.levels[k].contains(self.levels[k - 1]):
                 raise LadderError(
                     f"ladders.{self.name}.levels[{k}]: does not contain level {k - 1}; order levels from smallest "
-                    "to largest so that each contains every unit of the one before"
+                    "to largest so that each contains every unit and keeps every token of the one before"
                 )
 
     @cached_property
@@ -261,7 +285,13 @@ def _parse_ladder(name: str, entry: Any, architecture: Architecture) -> Ladder:
     kv = entry.get("kv", "static")
     if kv not in ("exact", "approximate", "static"):
         raise LadderError(f"{where}.kv: expected exact, approximate or static, got {kv!r}")
-    levels = tuple(_parse_level(f"{where}.levels[{k}]", level, architecture) for k, level in enumerate(entry["levels"]))
+    reducer = entry.get("reducer")
+    if reducer is not None and (not isinstance(reducer, str) or reducer not in architecture.reducers):
+        names = ", ".join(sorted(architecture.reducers)) or "none for this model"
+        raise LadderError(f"{where}.reducer: not a token reducer of this model, got {reducer!r}; there are: {names}")
+    levels = tuple(
+        _parse_level(f"{where}.levels[{k}]", level, architecture, reducer) for k, level in enumerate(entry["levels"])
+    )
     ladder = Ladder(name, levels, kv)
     top = ladder.levels[-1].subnet
     if kv == "exact" and not all(level.subnet.shares_kv_with(top) for level in levels):
@@ -269,10 +299,10 @@ def _parse_ladder(name: str, entry: Any, architecture: Architecture) -> Ladder:
     return ladder
 
 
-def _parse_level(where: str, entry: Any, arch: Architecture) -> Level:
+def _parse_level(where: str, entry: Any, arch: Architecture, reducer: str | None) -> Level:
     if not isinstance(entry, dict):
         raise LadderError(f"{where}: expected an object, got {entry!r}")
-    known = {"layers", "ffn", "kv_groups", "drop_attention", "drop_ffn", "quality", "metric"}
+    known = {"layers", "ffn", "kv_groups", "drop_attention", "drop_ffn", "budget", "quality", "metric"}
     if unknown := set(entry) - known:
         raise LadderError(f"{where}: unknown field {sorted(unknown)[0]!r}; known are {sorted(known)}")
     layers = _whole(f"{where}.layers", entry.get("layers", arch.num_layers), 0, arch.num_layers)
@@ -292,7 +322,18 @@ def _parse_level(where: str, entry: Any, arch: Architecture) -> Level:
         tuple(0 if i >= layers or i in no_attention else groups[i] for i in range(arch.num_layers)),
         tuple(0 if i >= layers or i in no_ffn else ffn[i] for i in range(arch.num_layers)),
     )
-    return Level(subnet, float(quality), None if metric is None else float(metric))
+    reduction = _reduction(where, entry.get("budget", 1.0), reducer)
+    return Level(subnet, float(quality), None if metric is None else float(metric), reduction)
+
+
+def _reduction(where: str, budget: Any, reducer: str | None) -> Reduction | None:
+    if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not 0.0 < budget <= 1.0:
+        raise LadderError(f"{where}.budget: expected a number in (0, 1], got {budget!r}")
+    if budget == 1.0:
+        return None
+    if reducer is None:
+        raise LadderError(f"{where}.budget: the ladder names no 'reducer' to keep {budget:g} of the tokens; add one")
+    return Reduction(reducer, float(budget))
 
 
 def _whole(where: str, value: Any, low: int, high: int) -> int:
