@@ -232,6 +232,10 @@ class StepFill:
             if fitting < worthwhile and self._chosen:
                 return
             num_tokens = min(num_tokens, max(fitting, worthwhile))
+        if request.unit_tokens > 1:
+            num_tokens = request.whole_units(num_tokens) or (0 if self._chosen else request.unit_tokens)
+            if not num_tokens:
+                return
         if request.phase is Phase.RUNNING or self._seated(candidate):
             self._take(candidate, num_tokens)
             self._seconds += once_s + num_tokens * row_s
