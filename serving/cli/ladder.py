@@ -50,7 +50,7 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
     costs = _predicted(files, points, threads)
 
     def of_ladder(ladder: Ladder) -> dict[str, Any]:
-        named = [(points[f"{ladder.name}:{k}"], level) for k, level in enumerate(ladder.levels)]
+        named = [(points[ladder.point_name(k)], level) for k, level in enumerate(ladder.levels)]
         return {
             "name": ladder.name,
             "kv": ladder.kv,

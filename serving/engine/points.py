@@ -28,10 +28,11 @@ class UnitParameters:
 
 
 def operating_points(ladders: LadderSet, parameters: UnitParameters) -> dict[str, OperatingPoint]:
-    """All levels of all ladders by name; a point's cost is its parameters per token over those of the full model."""
+    """All levels of all ladders by name; a point's cost is its parameters per token over those of the full
+    model, times the share of tokens that is kept."""
     full = parameters.of(ladders.architecture.full)
     points = [
-        OperatingPoint(parameters.of(entry.subnet) / full, entry.quality, name, level)
+        OperatingPoint(parameters.of(entry.subnet) / full * entry.budget, entry.quality, name, level, entry.budget)
         for name, ladder in ladders.ladders.items()
         for level, entry in enumerate(ladder.levels)
     ]
@@ -72,4 +73,4 @@ def resolve_point(ladders: LadderSet, name: str) -> str:
         ladder, level = ladders.resolve(name)
     except LadderError as error:
         raise RequestError(Status.INVALID_ARGUMENT, str(error)) from error
-    return f"{ladder.name}:{level}"
+    return ladder.point_name(level)

@@ -125,7 +125,7 @@ def to_description(name: str, ready: bool, hosted: HostedModel) -> pb.ModelDescr
 def _to_ladder(ladder: Ladder, hosted: HostedModel) -> pb.Ladder:
     message = pb.Ladder(name=ladder.name, kv=_KV_MODES[ladder.kv])
     for k, level in enumerate(ladder.levels):
-        name = f"{ladder.name}:{k}"
+        name = ladder.point_name(k)
         message.points.add(
             name=name,
             quality=level.quality,
