@@ -132,9 +132,9 @@ class DecoderConfig:
     @classmethod
     def from_directory(cls, directory: Path) -> DecoderConfig:
         """Read ``config.json`` and, for the end-of-text tokens, ``generation_config.json``. Raises ConfigError."""
-        document = _read_json(directory / "config.json")
+        document = read_document(directory / "config.json")
         generation = directory / "generation_config.json"
-        if generation.is_file() and (ids := _read_json(generation).get("eos_token_id")) is not None:
+        if generation.is_file() and (ids := read_document(generation).get("eos_token_id")) is not None:
             document = {**document, "eos_token_id": ids}
         try:
             return cls.from_hf(document)
@@ -142,7 +142,8 @@ class DecoderConfig:
             raise ConfigError(f"{directory / 'config.json'}: {error}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ConfigError."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

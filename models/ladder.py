@@ -251,10 +251,20 @@ class LadderSet:
         return self.level(name).subnet
 
 
-def full_size_only(architecture: Architecture) -> LadderSet:
-    """The ladder of a checkpoint without ``ladder.json``: the full model alone."""
-    ladder = Ladder("default", (Level(architecture.full, 1.0),))
-    return LadderSet(architecture, {"default": ladder}, "default", {"name": "relative", "better": "higher"})
+UNMEASURED_BUDGETS = (0.25, 0.4, 0.5, 0.65, 0.8, 1.0)
+
+
+def unmeasured_ladders(architecture: Architecture) -> LadderSet:
+    """The ladders of a checkpoint without ``ladder.json``: the full model alone; beside it, to be asked for, a ladder
+    for each token reducer that the model has. Nobody has measured these: a level claims no more quality than the share
+    of tokens it keeps."""
+    full = architecture.full
+    ladders = {"default": Ladder("default", (Level(full, 1.0),))}
+    for reducer in sorted(architecture.reducers):
+        levels = [Level(full, b, None, Reduction(reducer, b) if b < 1.0 else None) for b in UNMEASURED_BUDGETS]
+        ladders[reducer] = Ladder(reducer, tuple(levels))
+    data = "not measured: levels that reduce tokens claim the share they keep"
+    return LadderSet(architecture, ladders, "default", {"name": "relative", "better": "higher", "data": data})
 
 
 def load_ladders(path: Path, architecture: Architecture) -> LadderSet:

@@ -42,7 +42,7 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
     chooses), null without one. Raises ValueError if the model cannot be opened."""
     from stepwell.models.loader import read_files
     from stepwell.serving.engine.points import operating_points
-    from stepwell.serving.hosting import unit_parameters
+    from stepwell.serving.hosted import unit_parameters
 
     files = read_files(model)
     ladders, units = files.ladders, unit_parameters(files.config)
@@ -75,8 +75,8 @@ def _predicted(
 ) -> dict[str, dict[str, float]]:
     """Milliseconds by operating point (see :class:`~stepwell.serving.point_costs.PointCost`); none without profile."""
     from stepwell.serving.config import ModelConfig
-    from stepwell.serving.hosting import run_dtype
     from stepwell.serving.point_costs import point_cost
+    from stepwell.serving.precision import run_dtype
     from stepwell.serving.profiles import load_profile, profile_key
 
     config = ModelConfig(files.name)

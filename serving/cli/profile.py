@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from stepwell.serving.config import ModelConfig
-    from stepwell.serving.hosting import prepare
+    from stepwell.serving.decoder_hosting import prepare
     from stepwell.serving.profiles import measure_profile, profile_key, save_profile
 
     if args.threads is not None:

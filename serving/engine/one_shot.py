@@ -55,5 +55,6 @@ class OneShot(Entry):
         if request.computed_tokens < request.prompt_tokens:
             return None, None
         request.generated_tokens = 1
+        request.first_token_s = now
         self.worst_lateness_s = now - request.first_due_s
         return ResultEvent(request.request_id, self.job.outputs, tuple(self.results)), "complete"

@@ -25,7 +25,7 @@ from stepwell.serving.engine.job import Job
 from stepwell.serving.engine.observer import EngineObserver
 from stepwell.serving.engine_process import messages as m
 from stepwell.serving.errors import RequestError, Status
-from stepwell.serving.hosting import HostedModel
+from stepwell.serving.hosted import HostedModel
 
 END_S = 10.0
 """For a process that has been told to end, beyond the time it may drain; then it is killed."""

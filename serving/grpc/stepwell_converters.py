@@ -9,7 +9,7 @@ from stepwell.models.ladder import Ladder
 from stepwell.serving.call import GenerateCall, check_stop, sampling_params
 from stepwell.serving.engine.events import FinishEvent, Outcome
 from stepwell.serving.handoff import Chunk
-from stepwell.serving.hosting import HostedModel
+from stepwell.serving.hosted import HostedModel
 from stepwell.serving.parameters import ParameterValue
 from stepwell.serving.pb import stepwell_pb2 as pb
 from stepwell.serving.served_model import PLATFORM

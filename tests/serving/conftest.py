@@ -25,7 +25,8 @@ from stepwell.serving.app import Server
 from stepwell.serving.background import BackgroundServer
 from stepwell.serving.config import ModelConfig, load_config
 from stepwell.serving.engine.observer import EngineObserver
-from stepwell.serving.hosting import HostedModel, open_decoder
+from stepwell.serving.hosted import HostedModel
+from stepwell.serving.hosting import open_in_thread
 from stepwell.serving.pb import inference_pb2 as pb
 from stepwell.serving.pb import inference_pb2_grpc
 
@@ -176,7 +177,7 @@ def run_server(tiny: Path, extra_models: Sequence[Any] = (), **settings: Any) ->
     gate = Gate()
 
     def open_gated(config: ModelConfig, observer: EngineObserver) -> HostedModel:
-        hosted = open_decoder(config, observer)
+        hosted = open_in_thread(config, observer)
         hosted.host.engine._runner = GatedRunner(hosted.host.engine._runner, gate)  # type: ignore[assignment]
         return hosted
 

@@ -7,7 +7,7 @@ import torch
 
 from stepwell.serving import hosting
 from stepwell.serving.config import ModelConfig
-from stepwell.serving.hosting import run_dtype
+from stepwell.serving.precision import run_dtype
 
 FLOAT, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 
