@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from stepwell.serving.engine.events import ResultEvent
 from stepwell.serving.engine.job import Array
 from stepwell.serving.errors import RequestError, Status, invalid
 from stepwell.serving.hosted import HostedModel
@@ -163,3 +164,22 @@ def _checked(hosted: HostedModel, ids: Sequence[int] | Array, name: str, offset:
         where, value = f"{name}[{offset + int(wrong[0])}]", int(array[wrong[0]])
         raise invalid(where, f"must be in 0..{hosted.vocab_size - 1}", value, "use the model's vocabulary")
     return array.astype(np.int32)
+
+
+def varies(shape: Sequence[int]) -> bool:
+    """Whether items differ in the first dimension of an output: then they are laid end to end, else stacked."""
+    return bool(shape) and shape[0] == -1
+
+
+def joined(hosted: HostedModel, result: ResultEvent) -> dict[str, Array]:
+    """The arrays of all items together, by output."""
+    assert hosted.predictor is not None
+    shapes, together = hosted.predictor.outputs, {}
+    for i, name in enumerate(result.outputs):
+        arrays = [item.arrays[i] for item in result.items]
+        try:
+            together[name] = np.concatenate(arrays) if varies(shapes[name]) else np.stack(arrays)
+        except ValueError:
+            problem = "items of one request must give arrays of one shape"
+            raise invalid(name, problem, [a.shape for a in arrays], "send them as requests of their own") from None
+    return together

@@ -19,8 +19,6 @@ from stepwell.serving.statistics import Statistics
 
 VERSION = "1"
 """The only version a model has."""
-PLATFORM = "stepwell_decoder"
-"""What runs it, in the protocol's terms."""
 
 
 class ModelState(enum.Enum):
@@ -81,7 +79,7 @@ class ServedModel:
     @property
     def platform(self) -> str:
         """What runs it, in the protocol's terms."""
-        return f"stepwell_{self._hosted.task}" if self._hosted and self.predicts else PLATFORM
+        return platform_of(self._hosted)
 
     @property
     def has_text(self) -> bool:
@@ -123,6 +121,11 @@ class ServedModel:
         self._metrics.unwatch(self.name)
         self._hosted = None
         self.state, self.reason = ModelState.UNAVAILABLE, reason
+
+
+def platform_of(hosted: HostedModel | None) -> str:
+    """What runs a model, in the protocol's terms; ``hosted`` is None while it is not loaded."""
+    return "stepwell_decoder" if hosted is None or hosted.predictor is None else f"stepwell_{hosted.task}"
 
 
 class _Observer:
