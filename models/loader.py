@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,25 +16,30 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from stepwell.models.config import ConfigError, DecoderConfig, read_document
+from stepwell.models.config import DecoderConfig
 from stepwell.models.decoder import Decoder
+from stepwell.models.fields import ConfigError, read_json
 from stepwell.models.image_input import ImageInput
 from stepwell.models.ladder import LADDER_FILE, LadderSet, load_ladders, unmeasured_ladders
 from stepwell.models.one_shot import OneShotConfig, OneShotModel
 from stepwell.models.registry import predictor_package, type_of
 from stepwell.models.tokenizer import Tokenizer
+from stepwell.models.weights import WEIGHTS_FILE, ModelLoadError, fill
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+__all__ = [
+    "LoadedModel",
+    "ModelFiles",
+    "ModelLoadError",
+    "load_weights",
+    "open_model",
+    "read_files",
+    "save_checkpoint",
+    "shipped_models",
+]
+
 _HUB_FILES = ["*.json", "*.safetensors"]
-
-
-class ModelLoadError(ValueError):
-    """A model that cannot be opened. The message names the file, the field and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def load_predictor(files: ModelFiles, dtype: torch.dtype | None = None) -> OneSh
 
 
 def _read_config(directory: Path) -> DecoderConfig | OneShotConfig:
-    document = read_document(directory / "config.json")
+    document = read_json(directory / "config.json")
     try:
         package = predictor_package(type_of(document))
     except ConfigError as error:
@@ -165,74 +170,12 @@ def _download(hub_id: str) -> Path:
 def _load_decoder(directory: Path, config: DecoderConfig, dtype: torch.dtype) -> Decoder:
     with torch.device("meta"):
         decoder = Decoder(config)
-    shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
-    weights: dict[str, torch.Tensor] = {}
-    for file, name, tensor in _tensors(directory):
-        if name in shapes:
-            _check_tensor(file, name, tensor, shapes[name])
-            # A copy: the file stays mapped otherwise, and cutting it short would kill the process.
-            weights[name] = tensor.to(dtype, copy=True)
-        else:
-            _check_ignorable(file, name, config)
-    if missing := shapes.keys() - weights.keys():
-        raise ModelLoadError(
-            f"{directory}: {len(missing)} tensors are missing, the first is {min(missing)}; fetch all files of the "
-            "checkpoint, or correct config.json"
-        )
-    decoder.load_state_dict(weights, assign=True)
+
+    def name_of(name: str) -> str | None:
+        # Older checkpoints store the rotary frequencies, and tied ones may store the head a second time.
+        is_spare = name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tied_embeddings)
+        return None if is_spare else name
+
+    fill(decoder, directory, dtype, config.model_type, name_of)
     decoder.rebuild_tables()
     return decoder.requires_grad_(False).eval()
-
-
-def _check_tensor(file: Path, name: str, tensor: torch.Tensor, shape: torch.Size) -> None:
-    if tensor.shape != shape:
-        raise ModelLoadError(
-            f"{file}: {name} has shape {list(tensor.shape)}, config.json implies {list(shape)}; weights and "
-            "configuration are not of the same model"
-        )
-    if not tensor.is_floating_point():
-        raise ModelLoadError(f"{file}: {name} is {tensor.dtype}; give weights in a floating point type, not quantised")
-
-
-def _check_ignorable(file: Path, name: str, config: DecoderConfig) -> None:
-    # Older checkpoints store the rotary frequencies, and tied ones may store the head a second time.
-    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tied_embeddings):
-        return
-    raise ModelLoadError(
-        f"{file}: unexpected tensor {name}; config.json (model_type {config.model_type}) has no such part"
-    )
-
-
-def _tensors(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
-    for file in _weight_files(directory):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    yield file, name, tensors.get_tensor(name)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ModelLoadError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        return _shards(index)
-    if pickles := sorted(p.name for p in directory.iterdir() if p.suffix in PICKLE_SUFFIXES):
-        raise ModelLoadError(
-            f"{directory}: {pickles[0]} is a pickle, which can run code when read; convert the checkpoint to "
-            f"safetensors ({WEIGHTS_FILE})"
-        )
-    raise ModelLoadError(f"{directory}: no {WEIGHTS_FILE} and no {INDEX_FILE}; add the weights")
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelLoadError(f"{index}: no valid 'weight_map' ({error}); fetch the file again") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
-            raise ModelLoadError(f"{index}: weight_map names {name!r}, which is not a file beside it; fetch all shards")
-    return [index.parent / name for name in names]

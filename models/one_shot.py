@@ -48,8 +48,10 @@ class OneShotConfig(Protocol):
     """Precision the weights run in unless another is asked for."""
     vocab_size: int
     """Token ids are below it; 0 = it takes images."""
-    max_positions: int
-    """Tokens of a text at most; 0 = it takes images."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text at most; 0 = it takes images."""
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from stepwell.models.config import DECODER_TYPES, ConfigError
+from stepwell.models.config import DECODER_TYPES
+from stepwell.models.fields import ConfigError
 from stepwell.models.one_shot import OneShotConfig, OneShotModel
 
 _ENCODER, _VIT = "stepwell.models.encoder", "stepwell.models.vit"

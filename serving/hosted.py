@@ -71,7 +71,7 @@ class HostedModel:
             ladders=ladders,
             points=points,
             parameters_of={name: units.of(ladders.subnet(name)) for name in points},
-            context_length=stated.max_positions,
+            context_length=context_length(stated),
             vocab_size=stated.vocab_size,
             cache_bytes=cache_bytes(config, decoder) if decoder else 0,
             predictor=None if isinstance(stated, DecoderConfig) else stated,
@@ -106,6 +106,11 @@ def rule_of_thumb(files: ModelFiles, points: Mapping[str, OperatingPoint]) -> St
 def step_tokens(config: ModelConfig, stated: OneShotConfig) -> int:
     """Tokens of a step of a model that answers as a whole: as configured, but room for an image of its own size."""
     return max(config.predict_step_tokens, 0 if stated.vocab_size else stated.num_tokens((3, *stated.image_size)))
+
+
+def context_length(config: DecoderConfig | OneShotConfig) -> int:
+    """Tokens of a prompt and what is generated together, or of a text, at most; 0 if the model takes images."""
+    return config.max_positions if isinstance(config, DecoderConfig) else config.max_tokens
 
 
 def task_of(files: ModelFiles) -> Task:

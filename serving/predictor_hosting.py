@@ -82,7 +82,7 @@ def prepare_predictor(config: ModelConfig, files: ModelFiles) -> Predictor:
 def item_shape(config: OneShotConfig) -> tuple[int, ...]:
     """Of a typical item: an image of the model's own size, or a text."""
     if config.vocab_size:
-        return (min(TEXT_TOKENS, config.max_positions),)
+        return (min(TEXT_TOKENS, config.max_tokens),)
     return 3, *config.image_size
 
 

@@ -42,7 +42,7 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
     chooses), null without one. Raises ValueError if the model cannot be opened."""
     from stepwell.models.loader import read_files
     from stepwell.serving.engine.points import operating_points
-    from stepwell.serving.hosted import unit_parameters
+    from stepwell.serving.hosted import context_length, unit_parameters
 
     files = read_files(model)
     ladders, units = files.ladders, unit_parameters(files.config)
@@ -63,7 +63,7 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
     return {
         "model": files.name,
         "parameters": units.of(ladders.architecture.full),
-        "context_length": files.config.max_positions,
+        "context_length": context_length(files.config),
         "quality_metric": dict(ladders.quality_metric),
         "default_ladder": ladders.default,
         "ladders": [of_ladder(ladder) for ladder in ladders.ladders.values()],
