@@ -57,7 +57,7 @@ def open_predictor_engine(config: ModelConfig, files: ModelFiles, observer: Engi
     warm_up_predictor(predictor)
     engine = Engine(
         runner=PredictorRunner(predictor.model, files.ladders),
-        cache=PagedKVCache(1, 1, 1, 1, with_storage=False),
+        cache=PagedKVCache(files.ladders.architecture.num_layers, 1, 1, 1, with_storage=False),
         policy=policy,
         tokenizer=None,
         ladders=without_keys(files.ladders),

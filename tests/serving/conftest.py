@@ -261,5 +261,5 @@ def noticed_cancel(running: Running, count: int = 1) -> bool:
 @pytest.fixture(scope="session")
 def wire() -> Any:
     """The helpers above: ``wire.infer``, ``wire.output``, ``wire.set_parameter``, ``wire.eventually`` ..."""
-    helpers = (infer, output, set_parameter, eventually, admitted, noticed_cancel)
+    helpers = (infer, output, set_parameter, eventually, admitted, noticed_cancel, run_server)
     return SimpleNamespace(context=CONTEXT, vocab=VOCAB, **{helper.__name__: helper for helper in helpers})
