@@ -29,6 +29,9 @@ SAFE_FLOPS = 2e10
 SAFE_OVERHEAD_S = 2e-3
 """Of a step; dozens of small operations a layer."""
 
+TEXT_TOKENS = 64
+"""Of the texts that costs are measured with."""
+
 _log = logging.getLogger(__name__)
 
 Task: TypeAlias = Literal["generate", "classify", "segment", "encode"]
@@ -111,6 +114,13 @@ def step_tokens(config: ModelConfig, stated: OneShotConfig) -> int:
 def context_length(config: DecoderConfig | OneShotConfig) -> int:
     """Tokens of a prompt and what is generated together, or of a text, at most; 0 if the model takes images."""
     return config.max_positions if isinstance(config, DecoderConfig) else config.max_tokens
+
+
+def item_shape(config: OneShotConfig) -> tuple[int, ...]:
+    """Of a typical item: an image of the model's own size, or a text."""
+    if config.vocab_size:
+        return (min(TEXT_TOKENS, config.max_tokens),)
+    return 3, *config.image_size
 
 
 def task_of(files: ModelFiles) -> Task:

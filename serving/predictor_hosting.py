@@ -22,14 +22,11 @@ from stepwell.serving.config import ModelConfig
 from stepwell.serving.engine.engine import Engine
 from stepwell.serving.engine.observer import EngineObserver
 from stepwell.serving.engine.points import operating_points
-from stepwell.serving.hosted import OpenedEngine, rule_of_thumb, step_tokens, unit_parameters
+from stepwell.serving.hosted import OpenedEngine, item_shape, rule_of_thumb, step_tokens, unit_parameters
 from stepwell.serving.precision import say_dtype
 from stepwell.serving.predictor_costs import measure_points
 from stepwell.serving.predictor_runner import PredictorRunner
 from stepwell.serving.profiles import PredictorProfile, ProfileKey, load_profile, profile_key, save_profile
-
-TEXT_TOKENS = 64
-"""Of the texts that costs are measured with."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,13 +74,6 @@ def prepare_predictor(config: ModelConfig, files: ModelFiles) -> Predictor:
     widths = {channels for level in levels for channels in level.subnet.ffn_channels}
     model = model.prepare_serving(int(config.packed_weights_ratio * weights), widths)
     return Predictor(files, model, operating_points(files.ladders, unit_parameters(files.config)))
-
-
-def item_shape(config: OneShotConfig) -> tuple[int, ...]:
-    """Of a typical item: an image of the model's own size, or a text."""
-    if config.vocab_size:
-        return (min(TEXT_TOKENS, config.max_tokens),)
-    return 3, *config.image_size
 
 
 def without_keys(ladders: LadderSet) -> LadderSet:
