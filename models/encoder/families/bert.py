@@ -30,11 +30,12 @@ LAYER: Mapping[str, str] = {
 
 def read(document: Mapping[str, Any]) -> EncoderConfig:
     """The parsed content of ``config.json`` -> configuration. Raises ConfigError."""
+    activation = read_activation(document, "hidden_act")
     return EncoderConfig(
         **common_fields(document),
-        activation=read_activation(document, "hidden_act"),
+        activation=activation,
         type_vocab_size=read_size(document, "type_vocab_size", 2),
-        **read_head(document, dense_activation="tanh"),
+        **read_head(document, dense_activation="tanh", masked_lm_activation=activation),
     )
 
 
