@@ -57,13 +57,16 @@ async def predict_input(hosted: HostedModel, call: PredictCall, max_bytes: int) 
 
 
 def wanted_outputs(hosted: HostedModel, call: PredictCall) -> tuple[str, ...]:
-    """Names of the outputs to compute. Raises RequestError (INVALID_ARGUMENT)."""
+    """Names of the outputs to compute: if the call names none, all that the model has, but for images only the logits
+    where there are some. Raises RequestError (INVALID_ARGUMENT)."""
     assert hosted.predictor is not None
     known = hosted.predictor.outputs
     for name in call.outputs:
         if name not in known:
             raise invalid("outputs", "unknown output", name, f"request some of {sorted(known)}")
-    return call.outputs or tuple(known)
+    if call.outputs:
+        return call.outputs
+    return ("logits",) if hosted.image_input and "logits" in known else tuple(known)
 
 
 def _measured(hosted: HostedModel, items: Sequence[Array], padding_avoided: int, name: str) -> PredictInput:

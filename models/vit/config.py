@@ -66,7 +66,7 @@ class ViTConfig:
     dtype: torch.dtype = torch.float32
     model_type: str = "vit"
     vocab_size: int = 0
-    max_positions: int = 0
+    max_tokens: int = 0
 
     @property
     def head_dim(self) -> int:
