@@ -1,4 +1,5 @@
-"""A tiny text encoder and a server that hosts it, and requests in the Open Inference Protocol."""
+"""A tiny text encoder and a tiny vision transformer, servers that host them, and requests in the Open Inference
+Protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassification
 
 from stepwell.serving.pb import inference_pb2 as pb
 
@@ -56,6 +57,56 @@ def encoder(bert: BertModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 1), ("[SEP]", 2)])
     tokenizer.save(str(path / "tokenizer.json"))
     return path
+
+
+IMAGE_SIZE = 32
+BUDGETS = (0.5, 0.65, 0.8, 1.0)
+VISION_LADDERS = {
+    "format": 1,
+    "default": "merge",
+    "ladders": {
+        "merge": {"reducer": "merge", "levels": [{"budget": b, "quality": 0.5 + b / 2} for b in BUDGETS]},
+        "super": {"reducer": "super", "levels": [{"budget": 0.5, "quality": 0.5}, {}]},
+        "depth": {"levels": [{"layers": 1, "quality": 0.4}, {"layers": 2, "quality": 0.7}, {}]},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def vit() -> ViTForImageClassification:
+    """With random weights that do something."""
+    torch.manual_seed(4)
+    config = ViTConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=4,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        initializer_range=0.3,
+        num_labels=5,
+        id2label=dict(enumerate(["ant", "bee", "cat", "dog", "eel"])),
+    )
+    return ViTForImageClassification(config).eval()
+
+
+@pytest.fixture(scope="session")
+def classifier(vit: ViTForImageClassification, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model on disk, with ladders of token budgets and of depths."""
+    path = tmp_path_factory.mktemp("models") / "classifier"
+    vit.save_pretrained(path)
+    (path / "ladder.json").write_text(json.dumps(VISION_LADDERS))
+    preprocessor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return path
+
+
+@pytest.fixture(scope="module")
+def hosting_classifier(wire: Any, tiny: Path, classifier: Path) -> Iterator[Any]:
+    """One server for the tests of a file that leave it as it is."""
+    settings = {"source": str(classifier), "profile": "default", "max_step_tokens": 400}
+    with wire.run_server(tiny, [settings]) as running:
+        yield running
 
 
 def _request(model: str, tensors: Mapping[str, Any], **parameters: Any) -> pb.ModelInferRequest:
