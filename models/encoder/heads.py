@@ -74,7 +74,9 @@ class Head(nn.Module):
 
     def forward(self, x_TD: Tensor, batch: TextBatch, linear: SliceLinear) -> Tensor:
         """Hidden states [T, D] -> logits [T, outputs], or [texts, outputs] of a sequence head."""
-        x = pool(x_TD, batch, self.config.pooling) if self.config.kind == "sequence" else x_TD
+        x = x_TD
+        if self.config.kind == "sequence":
+            x = pool(x_TD, batch, self.config.pooling).to(x_TD.dtype)
         if self.dense is not None:
             x = linear.rows(x, [(self.dense, 0, len(self.dense.weight))], self.config.activation)[0]
         if self.norm is not None:

@@ -17,6 +17,10 @@ from stepwell.models.layers.staircase import WideRule
 from stepwell.models.one_shot import Item, ItemOutput
 from stepwell.models.packed import plan_layers
 
+SMALL_LAYERS = 4_000_000
+"""Weights that a row meets in all layers, up to which batches are filled to a number of rows that oneDNN has code for.
+Beyond, the fillers cost more than generating it (about 1 ms a shape, four shapes a batch)."""
+
 
 class Encoder(nn.Module):
     """Embeddings, layers and, if the checkpoint has one, a head; the parts are those of the configuration's family.
@@ -46,13 +50,18 @@ class Encoder(nn.Module):
         return self._word_table.weight.dtype
 
     @property
+    def _layer_weights(self) -> int:
+        sizes = [sum(weight.numel() for weight in layer.parameters()) for layer in self.layers]
+        return sum(sizes[self._module_of(index)] for index in range(self.config.num_layers))
+
+    @property
     def _word_table(self) -> nn.Embedding:
         return self.embeddings.word  # type: ignore[return-value]
 
     def prepare_serving(self, packed_bytes: int, ffn_widths: Collection[int] = ()) -> Encoder:
         """See :class:`~stepwell.models.decoder.Decoder`."""
         self.requires_grad_(False).eval()
-        self.linear = SliceLinear(packed_bytes)
+        self.linear = SliceLinear(packed_bytes, pads_rows=self._layer_weights <= SMALL_LAYERS)
         self.run_wide = None
         widths = sorted(set(ffn_widths) - {0})
         if len(widths) > 1:
@@ -64,7 +73,7 @@ class Encoder(nn.Module):
     def run(self, items: Sequence[Item], wanted: Collection[str]) -> list[ItemOutput]:
         """See :class:`~stepwell.models.one_shot.OneShotModel`."""
         assert all(item.reduction is None for item in items), "no encoder reduces tokens"
-        batch = TextBatch.pack(items, padded=self.linear.budget_bytes > 0)
+        batch = TextBatch.pack(items, padded=self.linear.budget_bytes > 0 and self.linear.pads_rows)
         x = self.hidden_states(batch)
         rows_of = {name: self._output(name, x, batch) for name in wanted}
         outputs: dict[int, ItemOutput] = {}
@@ -78,11 +87,11 @@ class Encoder(nn.Module):
         x: Tensor = self.embeddings(batch)
         context = self.context(batch)
         for index, plan in enumerate(plan_layers(batch.subnets, batch.num_rows, self.run_wide)):
-            x = self._layer(index)(x, plan, context, self.linear)
+            x = self.layers[self._module_of(index)](x, plan, context, self.linear)
         return x if self.final_norm is None else self.final_norm(x)
 
-    def _layer(self, index: int) -> nn.Module:
-        return self.layers[self.config.layer_modules[index] if self.config.layer_modules else index]
+    def _module_of(self, layer: int) -> int:
+        return self.config.layer_modules[layer] if self.config.layer_modules else layer
 
     def _output(self, name: str, x_TD: Tensor, batch: TextBatch) -> Sequence[Tensor]:
         """One output of every text, float32, in the order of the batch."""

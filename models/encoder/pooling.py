@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,13 +33,10 @@ class Pooling:
 
 
 def pool(x_TD: Tensor, batch: TextBatch, mode: PoolingMode) -> Tensor:
-    """One row a text: [T, D] -> [texts, D]; means are taken in float32."""
+    """One row a text: [T, D] -> [texts, D]; means are float32."""
     if mode == "cls":
         return x_TD[batch.first_rows]
-    means = x_TD.new_empty(len(batch.lengths), x_TD.shape[1])
-    for index, rows in enumerate(batch.rows):
-        means[index] = x_TD[rows].float().mean(0)
-    return means
+    return torch.stack([x_TD[rows].float().mean(0) for rows in batch.rows])
 
 
 def read_pooling(directory: Path) -> Pooling:

@@ -58,10 +58,12 @@ class SliceLinear:
     """Runs unit slices of linear layers; the memory of packed copies is bounded by ``budget_bytes``.
 
     A budget of 0, as while weights change in training, packs nothing: every call reads the plain weights.
+    ``pads_rows``: whether products are padded to a few dozen counts of rows. Without, each new count costs generating
+    code, which is less than a few rows of a large model cost.
     """
 
-    def __init__(self, budget_bytes: int = 0) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(self, budget_bytes: int = 0, pads_rows: bool = True) -> None:
+        self.budget_bytes, self.pads_rows = budget_bytes, pads_rows
         self.packed_bytes = 0
         self._has_spoken = False
         self._packs: dict[tuple[object, ...], tuple[Tensor | None, Tensor | None, list[int]]] = {}
@@ -75,7 +77,7 @@ class SliceLinear:
         if weight is None:
             outs = [F.linear(x_RD, m.weight[a:b], _bias(m, a, b)) for m, a, b in parts]
             return [ACTIVATIONS[activation].apply(out) for out in outs] if activation else outs
-        parts_of: tuple[Tensor, ...] = _packed(x_RD, weight, bias, activation).split(sizes, dim=-1)
+        parts_of: tuple[Tensor, ...] = self._packed(x_RD, weight, bias, activation).split(sizes, dim=-1)
         return parts_of
 
     def columns(self, h_RU: Tensor, part: Part, bias: Tensor | None = None) -> Tensor:
@@ -85,7 +87,7 @@ class SliceLinear:
         weight = self._columns_pack(part) if self.budget_bytes else None
         if weight is None:
             return F.linear(h_RU, module.weight[:, start:stop], bias)
-        return _packed(h_RU, weight, bias)
+        return self._packed(h_RU, weight, bias)
 
     @torch.inference_mode()
     def warm_up(self, max_rows: int, budget_s: float = 1.0) -> None:
@@ -98,9 +100,19 @@ class SliceLinear:
         until_s = time.monotonic() + budget_s
         for num_rows in sorted({padded_rows(n) for n in range(1, max_rows + 1)}):
             for (_, size), weight in shapes.items():
-                _packed(torch.zeros(num_rows, size, dtype=weight.dtype), weight, None)
+                self._packed(torch.zeros(num_rows, size, dtype=weight.dtype), weight, None)
             if time.monotonic() > until_s:
                 return
+
+    def _packed(self, x_RD: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
+        num_rows = len(x_RD)
+        if self.pads_rows and (padded := padded_rows(num_rows)) != num_rows:
+            wide = x_RD.new_zeros(padded, x_RD.shape[1])
+            wide[:num_rows] = x_RD
+            x_RD = wide
+        name, algorithm = ACTIVATIONS[activation].fused if activation else ("none", "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_RD, weight, bias, name, [], algorithm)
+        return out[:num_rows]
 
     def _rows_pack(self, parts: Sequence[Part]) -> tuple[Tensor | None, Tensor | None, list[int]]:
         key = ("rows", *((id(module), start, stop) for module, start, stop in parts))
@@ -139,14 +151,3 @@ class SliceLinear:
 def _bias(module: HasWeight, start: int, stop: int) -> Tensor | None:
     bias = getattr(module, "bias", None)
     return None if bias is None else bias[start:stop]
-
-
-def _packed(x_RD: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
-    num_rows = len(x_RD)
-    if (padded := padded_rows(num_rows)) != num_rows:
-        wide = x_RD.new_zeros(padded, x_RD.shape[1])
-        wide[:num_rows] = x_RD
-        x_RD = wide
-    name, algorithm = ACTIVATIONS[activation].fused if activation else ("none", "")
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x_RD, weight, bias, name, [], algorithm)
-    return out[:num_rows]

@@ -35,10 +35,16 @@ def test_an_activation_is_that_of_torch(name: str, budget: int) -> None:
     torch.testing.assert_close(second, TORCH[name](SECOND(x)), atol=1e-5, rtol=1e-5)
 
 
-@given(rows=st.integers(1, 70), start=st.integers(0, 11), budget=st.sampled_from([0, 1 << 20]), biased=st.booleans())
-def test_columns_add_the_bias_that_is_given(rows: int, start: int, budget: int, biased: bool) -> None:
+@given(
+    rows=st.integers(1, 70),
+    start=st.integers(0, 11),
+    budget=st.sampled_from([0, 1 << 20]),
+    biased=st.booleans(),
+    pads_rows=st.booleans(),
+)
+def test_columns_add_the_bias_that_is_given(rows: int, start: int, budget: int, biased: bool, pads_rows: bool) -> None:
     h = torch.randn(rows, 12 - start)
     bias = torch.randn(20) if biased else None
     expected = h @ FIRST.weight[:, start:].T + (0 if bias is None else bias)
-    out = SliceLinear(budget).columns(h, (FIRST, start, 12), bias)
+    out = SliceLinear(budget, pads_rows).columns(h, (FIRST, start, 12), bias)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)

@@ -54,6 +54,7 @@ def test_a_mix_of_any_levels(
     coin = random.Random(data.draw(st.integers(0, 99), label="seed of the wide rule"))
     chance = data.draw(st.sampled_from([0.0, 0.5, 1.0]), label="chance of wide")
     encoder.prepare_serving(data.draw(st.sampled_from([0, 20_000, 1 << 24]), label="packed bytes"))
+    encoder.linear.pads_rows = data.draw(st.booleans(), label="rows are padded")
     token_ids = [torch.tensor(ids) for _, ids in batch]
     subnets = [subnet_of(encoder, **level) for level, _ in batch]
     encoder.run_wide = lambda *_: coin.random() < chance
