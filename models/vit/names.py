@@ -69,13 +69,14 @@ def module_names(model_type: str, stored: str) -> tuple[str, ...]:
 
 def stored_name(name: str) -> str:
     """What Hugging Face's ViT calls the tensor that the module calls ``name``; the inverse of :func:`module_names`."""
+    if name.startswith(_OURS):
+        return name.removeprefix("head.") if name.startswith("head.classifier.") else name
     if name.startswith("layers."):
         name = "encoder.layer." + name.removeprefix("layers.")
-    for stored, ours in reversed(list(_HF.items())):
+    for stored, ours in _HF.items():
         if _find(ours, name):
-            name = _replace(ours, stored, name)
-            break
-    return name if name.startswith((*_OURS, "classifier.")) else f"vit.{name}"
+            return f"vit.{_replace(ours, stored, name)}"
+    return f"vit.{name}"
 
 
 def _find(fragment: str, name: str) -> bool:
