@@ -6,9 +6,9 @@ times, over the clusters within a window around the cell that a patch lies in::
 
     Q_ip = softmax_p(-tau |x_i - s_p|^2)        s_p = sum_i Q_ip x_i / sum_i Q_ip
 
-The remaining layers run on the clusters (s -> s'); then every patch gets back
-``sum_p w_ip s'_p`` with ``w_ip = exp(-tau |x_i - s_p|^2)`` of its k nearest clusters (of those in its window),
-normalised to sum 1, where x and s are those kept from depth alpha. (The authors' code divides by the L2 norm; the paper's formula is this one.)
+The remaining layers run on the clusters (s -> s'); then every patch gets back ``sum_p w_ip s'_p`` with
+``w_ip = exp(-tau |x_i - s_p|^2)`` of its k nearest clusters (of those in its window), normalised to sum 1, where x and
+s are those kept from depth alpha. (The authors' code divides by the L2 norm; the paper's formula is this one.)
 
 Defaults are the paper's for Segmenter: kappa 5, window 5, tau 0.02, k 20. ``tau`` belongs to the scale of a model's
 features: set it in ``config.json`` where another fits: ``"reducers": {"cluster": {"tau": 0.01}}``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -89,5 +90,5 @@ def test_cells_grow_one_row_or_column_at_a_time(size: tuple[int, int]) -> None:
     steps = nested_cells(Grid(*size, 1))
     assert steps[0] == (1, 1)
     assert steps[-1] == size
-    assert all((b[0] - a[0], b[1] - a[1]) in ((0, 1), (1, 0)) for a, b in zip(steps, steps[1:], strict=False))
+    assert all((b[0] - a[0], b[1] - a[1]) in ((0, 1), (1, 0)) for a, b in pairwise(steps))
     assert all(abs(rows / size[0] - columns / size[1]) <= 1 / min(size) + 1e-9 for rows, columns in steps[1:])
