@@ -16,22 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from stepwell.schedulers.admission import Admission
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.deadline_order import in_line
 from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, StepFill, longest_s
 from stepwell.schedulers.lineup import Lineup
 from stepwell.schedulers.outlook import Outlook
-from stepwell.schedulers.pace import ANSWER_S, BUSY, BUSY_SHARE, CALM_SHARE, affordable, assign, bill, limited_spans
+from stepwell.schedulers.pace import ANSWER_S, BUSY, BUSY_SHARE, CALM_SHARE, affordable, assign, bill
 from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.priced import Priced
 from stepwell.schedulers.prices import PriceLists
 from stepwell.schedulers.promises import Promises
 from stepwell.schedulers.request import Request
+from stepwell.schedulers.roll import Ledger
 from stepwell.schedulers.room import Room
-from stepwell.schedulers.work import END_S, PROMPT_DUE_S, TOKENS
 
 TOLERANCE = 1.1
 """By how much a step's exact prediction may exceed its estimate before the step is filled anew."""
@@ -41,6 +38,10 @@ class Staircase(Priced):
     """See the module."""
 
     name = "staircase"
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self._ledger = Ledger()
 
     def decide(
         self,
@@ -53,7 +54,7 @@ class Staircase(Priced):
     ) -> StepPlan:
         """See :class:`~stepwell.schedulers.priced.Priced`."""
         now += ANSWER_S
-        line = in_line(waiting)
+        line = self._ledger.line(waiting)
         situation = self._situation(now, line, running, model)
         if lost := situation.hopeless():
             drops += lost
@@ -67,7 +68,7 @@ class Staircase(Priced):
     def _situation(
         self, now: float, line: Sequence[Request], running: Sequence[Request], model: StepCostModel
     ) -> _Situation:
-        outlook = Outlook(now, line, running, self.limits.max_running)
+        outlook = Outlook(now, line, running, self.limits.max_running, self._ledger)
         return _Situation(outlook, line, model, self.price_lists, self.limits)
 
     def admission(
@@ -95,7 +96,8 @@ class _Situation:
         self._slowness = max(correction.median("decode"), correction.median("mixed"))
         self._worst_slowness = max(correction.upper("decode"), correction.upper("mixed"))
         self._prices = price_lists.of(model, outlook.requests)
-        spans = limited_spans(outlook.requests, self._prices, outlook.num_running)
+        prices = self._prices
+        spans = [(i, *prices.span(outlook.requests[i])) for i in outlook.roll.limited(len(prices.points))]
         num_decoding = len(outlook.decoding.indices)
         self._bill = bill(self._prices, outlook.work, spans, num_decoding, outlook.longest, limits, outlook.has_prompts)
 
@@ -110,17 +112,18 @@ class _Situation:
         """Drops of those that have never started and cannot be in time any more, even alone and at their smallest
         points. When they came they might have been: it is the backlog's fault, and trying again may help."""
         outlook, charged, slowness = self._outlook, self._bill, self._slowness
-        waiting = slice(outlook.num_running, outlook.num_exact)
         if charged.prompt_s is None or not self.line:
             return []
-        columns, fixed_s = outlook.work[waiting].T, charged.fixed_s[0]
-        begin_s = outlook.now + (charged.prompt_s[0, waiting] + fixed_s) * slowness
-        late = begin_s > columns[PROMPT_DUE_S]
-        late |= begin_s + columns[TOKENS] * (charged.token_s[0, waiting] + fixed_s) * slowness > columns[END_S]
-        if not late.any():
-            return []
-        requests = [self.line[i] for i in np.flatnonzero(late).tolist()]
-        return [Drop(r, DropReason.HOPELESS, STEP_S) for r in requests if not r.has_started]
+        now, waiting, fixed_s = outlook.now, slice(outlook.num_running, outlook.num_exact), charged.fixed_s.item(0)
+        prompts_s, tokens_s = charged.prompt_s[0, waiting].tolist(), charged.token_s[0, waiting].tolist()
+        late = []
+        for i, (prompt_s, token_s, (prompt_due_s, tokens, end_s)) in enumerate(
+            zip(prompts_s, tokens_s, outlook.roll.waiting_work, strict=False)
+        ):
+            begin_s = now + (prompt_s + fixed_s) * slowness
+            if begin_s > prompt_due_s or begin_s + tokens * (token_s + fixed_s) * slowness > end_s:
+                late.append(self.line[i])
+        return [Drop(r, DropReason.HOPELESS, STEP_S) for r in late if not r.has_started]
 
     def step(self, capacity: Capacity, drops: Sequence[Drop]) -> StepPlan:
         """What runs, and how long that takes."""
