@@ -241,7 +241,7 @@ class StepFill:
                 return
             num_tokens = min(num_tokens, max(fitting, worthwhile))
         if request.unit_tokens > 1:
-            num_tokens = request.whole_units(num_tokens) or (0 if self._chosen else request.unit_tokens)
+            num_tokens = request.whole_units(num_tokens) or (0 if self._slices else request.unit_tokens)
             if not num_tokens:
                 return
         if request.phase is Phase.RUNNING or self._seated(candidate):
