@@ -32,6 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compute, draw, print. Raises ValueError or CommandError for what cannot be explained."""
+    document = explain(args.model, args.image, args.out, budget=args.budget, operating_point=args.operating_point)
+    say(f"picture: {args.out}")
+    if args.json:
+        print_json(document | {"picture": str(args.out)})
+    else:
+        print(_text(document))
+
+
+def explain(
+    model: str, image: Path, out: Path, *, budget: float | None = None, operating_point: str | None = None
+) -> dict[str, Any]:
+    """Draw to ``out`` and return the document of ``--json``; errors as in :func:`run`."""
     from stepwell.models.loader import load_predictor, read_files
     from stepwell.models.vit.model import ViT
     from stepwell.serving.cli.route_plot import save_routes
@@ -40,26 +52,22 @@ def run(args: argparse.Namespace) -> None:
     from stepwell.serving.images import decode_image
     from stepwell.serving.predictor_runner import item_of
 
-    files = read_files(args.model)
+    files = read_files(model)
     if files.image_input is None:
         raise CommandError(f"model: {files.name} takes no images; give a vision transformer")
-    pixels = decode_image(str(args.image), args.image.read_bytes(), files.image_input)
-    model = load_predictor(files)
-    if not isinstance(model, ViT):
+    pixels = decode_image(str(image), image.read_bytes(), files.image_input)
+    vit = load_predictor(files)
+    if not isinstance(vit, ViT):
         raise CommandError(f"model: {files.name} reduces no tokens; give a ViT, DeiT, DINOv2 or routed-vit")
     points = operating_points(files.ladders, unit_parameters(files.config))
-    found = allowed_points(points, files.ladders, 0.0, args.operating_point, args.budget)
+    found = allowed_points(points, files.ladders, 0.0, operating_point, budget)
     point = max(found, key=lambda each: each.quality)
     item = item_of(pixels, files.ladders.level(point.name))
-    maps = model.explain(item)
-    document = describe(model, item, maps) | {"model": files.name, "operating_point": point.name}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_routes(document, pixels, files.image_input, maps, args.out)
-    say(f"picture: {args.out}")
-    if args.json:
-        print_json(document | {"picture": str(args.out)})
-    else:
-        print(_text(document))
+    maps = vit.explain(item)
+    document = describe(vit, item, maps) | {"model": files.name, "operating_point": point.name}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_routes(document, pixels, files.image_input, maps, out)
+    return document
 
 
 def describe(model: ViT, item: Any, maps: Sequence[LayerMap]) -> dict[str, Any]:
