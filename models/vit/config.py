@@ -68,6 +68,12 @@ class ViTConfig:
     vocab_size: int = 0
     max_tokens: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.image_size) < self.patch_size:
+            raise ConfigError(
+                f"image_size: smaller than a patch of {self.patch_size}, got {list(self.image_size)}; correct one of them"
+            )
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
