@@ -50,22 +50,23 @@ class Committer:
         """All of it, in the order of the step."""
         self._backlog.worked(run.seconds)  # before anybody finishes: it is part of what they took
         gaps: list[tuple[str, float]] = []
+        seconds, predicted_s, ended_s = run.seconds, run.predicted_s, run.ended_s
         for step in run.steps:
-            generation = self._roster.get(step.request_id)
-            self._advance(generation, step, run)
+            generation = self._roster.get_running(step.request_id)
+            self._advance(generation, step, seconds, predicted_s)
             if step.sampling is not None:
                 if step.sample_index:
-                    gaps.append((generation.request.slo.slo_class, run.ended_s - generation.last_token_s))
-                self._take_token(generation, run.tokens[step.request_id], run.ended_s)
+                    gaps.append((generation.request.slo.slo_class, ended_s - generation.last_token_s))
+                self._take_token(generation, run.tokens[step.request_id], ended_s)
         self._outbox.step_finished(_observation(run, gaps))
 
-    def _advance(self, generation: Generation, step: SequenceStep, run: RunStep) -> None:
+    def _advance(self, generation: Generation, step: SequenceStep, seconds: float, predicted_s: float | None) -> None:
         request = generation.request
         request.computed_tokens += len(step.token_ids)
-        generation.compute_s += run.seconds
-        if run.predicted_s is not None:
-            generation.predicted_s = (generation.predicted_s or 0.0) + run.predicted_s
-        self._keeper.commit(generation, request.computed_tokens)
+        generation.compute_s += seconds
+        if predicted_s is not None:
+            generation.predicted_s = (generation.predicted_s or 0.0) + predicted_s
+        self._keeper.commit(generation, step.subnet, request.computed_tokens)
 
     def _take_token(self, generation: Generation, token: SampledToken, now: float) -> None:
         event, reason = generation.append(token, self._eos_token_ids, now)
@@ -76,14 +77,14 @@ class Committer:
 def _observation(run: RunStep, gaps: Sequence[tuple[str, float]]) -> StepObservation:
     decodes = [step.sample_index > 0 and len(step.token_ids) == 1 for step in run.steps]
     kind: StepKind = "decode" if all(decodes) else "mixed" if any(decodes) else "prefill"
-    num_tokens = sum(len(step.token_ids) for step in run.steps)
+    num_tokens = sum([len(step.token_ids) for step in run.steps])
     return StepObservation(
         kind=kind,
         seconds=run.seconds,
         predicted_s=run.predicted_s,
         points=tuple([step.point.name for step in run.steps]),
         prefill_tokens=num_tokens - sum(decodes),
-        generated_tokens=sum(step.sampling is not None for step in run.steps),
+        generated_tokens=sum([step.sampling is not None for step in run.steps]),
         cached_tokens=run.cached_tokens,
         inter_token_s=gaps,
     )

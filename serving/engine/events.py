@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from stepwell.serving.errors import RequestError
 
@@ -69,8 +69,7 @@ class Report:
     """Times it was put back because cache pages ran out."""
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """New output of one request. The text lags behind the ids where a character or a stop string may be incomplete."""
 
     request_id: str

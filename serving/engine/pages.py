@@ -128,13 +128,12 @@ class PageKeeper:
             return False
         return True
 
-    def commit(self, generation: Generation, num_tokens: int) -> None:
-        """The first ``num_tokens`` tokens are computed, the latest of them at the request's point."""
-        request, token_ids = generation.request, generation.token_ids
+    def commit(self, generation: Generation, subnet: SubNetwork, num_tokens: int) -> None:
+        """The first ``num_tokens`` tokens are computed, the latest of them by ``subnet``."""
+        token_ids = generation.token_ids
         assert generation.pages is not None
-        assert request.point is not None
         computed = token_ids if num_tokens == len(token_ids) else token_ids[:num_tokens]
-        self._cache.commit(generation.pages, computed, self.subnet(request.point))
+        self._cache.commit(generation.pages, computed, subnet)
         generation.computed()
 
     def release(self, generation: Generation) -> None:

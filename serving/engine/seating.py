@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from stepwell.schedulers.plan import Slice, StepPlan
 from stepwell.schedulers.request import OperatingPoint, Phase
 from stepwell.serving.engine.generation import Generation
@@ -21,9 +23,7 @@ class Seating:
     def __init__(self, roster: Roster, keeper: PageKeeper, plan: StepPlan, now: float) -> None:
         self._roster, self._keeper, self._now = roster, keeper, now
         self._planned = [(slice_, roster.get(slice_.request.request_id)) for slice_ in plan.slices]
-        working = {generation: None for _, generation in self._planned if generation.pages is not None}
-        idle = [generation for generation in roster.holders if generation not in working]
-        self._victims = [*working, *idle]
+        self._holders = roster.holders
         self._put_back: set[Generation] = set()
         self.cached_tokens = 0
         """Tokens that prefix reuse saved the requests admitted here."""
@@ -42,7 +42,7 @@ class Seating:
         return [self._step(slice_, generation) for slice_, generation in seated]
 
     def _seat_one(self, slice_: Slice, generation: Generation) -> bool:
-        if generation in self._put_back:
+        if self._put_back and generation in self._put_back:
             return False
         request = generation.request
         if request.phase is Phase.RUNNING:
@@ -70,6 +70,13 @@ class Seating:
             return True
         next_blocks = sum(holder.pages.num_rows for holder in self._roster.holders if holder.pages is not None)
         return self._keeper.widen(generation, point, to_spare=next_blocks)
+
+    @cached_property
+    def _victims(self) -> list[Generation]:
+        """Who held pages before this plan: in its order, then those that are not in it. Put back from the end."""
+        held = set(self._holders)
+        working = {generation: None for _, generation in self._planned if generation in held}
+        return [*working, *(generation for generation in self._holders if generation not in working)]
 
     def _grow(self, generation: Generation, num_tokens: int) -> bool:
         while not self._keeper.grow(generation, num_tokens):
