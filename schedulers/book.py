@@ -90,7 +90,7 @@ class Book:
         """Actual over predicted seconds, 90th percentile."""
         self.unsteadiness = max(correction.upper(kind) / correction.median(kind) for kind in KINDS)
         """The same over its median."""
-        begun, fresh = _parted(members)
+        begun, fresh, self._put_back_by = _parted(members)
         self._prices = prices = price_lists.of(model, [*begun, *fresh, first])
         self._limits = limits
         self._fixed_s = prices.fixed(len(begun) + 1)[0]
@@ -120,7 +120,6 @@ class Book:
         demand = Demand(work, times)
         due_s = demand.seconds(charged.token_s, charged.prompt_s)[:, 0]
         self._instants[:, : len(times)] = times, due_s, demand.num_steps()
-        self._put_back_by = [r.prompt_due_s for r in begun if r.phase is not Phase.RUNNING]
         self._num_begun = len(begun)
 
     def overrun_s(self, request: Request, start_s: float) -> tuple[float, Entry]:
@@ -218,18 +217,22 @@ def overrun_alone_s(request: Request, start_s: float, prices: LevelCosts, slowne
     return worst_s
 
 
-def _parted(members: Sequence[Request]) -> tuple[list[Request], list[Request]]:
-    """Those that have begun, and those that have not. Each phase is read once: the engine may be moving them on."""
+def _parted(members: Sequence[Request]) -> tuple[list[Request], list[Request], list[float]]:
+    """Those that have begun, those that have not, and when those were due that were put back. Each phase is read once:
+    the engine may be moving them on."""
     waiting, done = Phase.WAITING, Phase.DONE
     begun: list[Request] = []
     fresh: list[Request] = []
+    put_back_by: list[float] = []
     for request in members:
         phase = request.phase
         if phase is waiting and not request.generated_tokens:
             fresh.append(request)
         elif phase is not done:
             begun.append(request)
-    return begun, fresh
+            if phase is waiting:
+                put_back_by.append(request.prompt_due_s)
+    return begun, fresh, put_back_by
 
 
 def _move_on(work: Work, begun: Sequence[Request], ahead: Sequence[Slice]) -> None:

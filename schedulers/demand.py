@@ -16,6 +16,7 @@ class Demand:
     """What of ``work`` is due by each of ``times``, ascending."""
 
     def __init__(self, work: Work, times: Array) -> None:
+        self.times = times
         self._work, self._at = work, times[:, None]
         columns, at = work.T, self._at
         due = columns[RATE] * at

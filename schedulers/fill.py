@@ -34,7 +34,7 @@ CHUNK_SHARE = 0.25
 """... or as many as fill this share of a step, if they are fewer."""
 RAISE_SHARE = 0.7
 """Of the time left in a step, what the backfill of a half-read prompt may take."""
-_slice = partial(tuple.__new__, Slice)
+as_slice = partial(tuple.__new__, Slice)
 """A slice from its fields in a tuple: what ``Slice._make`` does, in a third of the time."""
 
 
@@ -141,7 +141,7 @@ class StepFill:
         at = list(map(point_at, requests, levels)) if points is None else [points[level] for level in levels]
         self._note(decoding.due_s[first])
         self._due_s += decoding.due_s[first:end]
-        self._slices += map(_slice, zip(requests, repeat(1), at, strict=False))
+        self._slices += map(as_slice, zip(requests, repeat(1), at, strict=False))
         self._tokens -= end - first
         self._top, self._seconds = max(self._top, top), seconds
         return True

@@ -102,6 +102,12 @@ class LevelCosts:
         fixed: Array = self._fixed_at_rungs_s[min(max(num_sequences, 1), MANY_ROWS)]
         return fixed
 
+    def dearest_fixed_s(self, num_sequences: int) -> float:
+        """The most that a step costs in which up to so many sequences decode at the best rung, beyond the price of its
+        rows and sequences."""
+        fixed_s = self._fixed_s[1 : min(num_sequences, MANY_ROWS) + 1]
+        return float(fixed_s[:, [0, self.rungs[-1]]].max())
+
     def rung_row_s(self, num_sequences: int, max_step_tokens: int) -> Array:
         """[rungs, 1]: a row of a prompt at a rung, with its share of a full step's fixed part."""
         key = min(max(num_sequences, 1), MANY_ROWS), max_step_tokens

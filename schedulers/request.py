@@ -31,6 +31,14 @@ class OperatingPoint:
     token_budget: float = 1.0
     """Fraction of tokens kept, in (0, 1]."""
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Kept, as every token is counted by its point; of numbers only, so that it means the same in any process."""
+        return hash((self.level, self.cost, self.quality, self.token_budget))
+
     @cached_property
     def name(self) -> str:
         """``LADDER:LEVEL`` or ``LADDER:LEVEL@BUDGET``."""

@@ -83,7 +83,7 @@ class Roll:
         self._rows = table((), packed + [r.whole_work for r in waiting])
         for i, _ in self.put_back:
             self._rows[i] = standing(self.requests[i])[1]
-        self._odd = {i for i, (r, has_begun) in enumerate(known) if r.first_due_s == math.inf or not has_begun}
+        self.odd = {i for i, (r, has_begun) in enumerate(known) if r.first_due_s == math.inf or not has_begun}
         """Rows of which more than the number of tokens changes."""
         self._limited: tuple[int, list[int]] = -1, []
 
@@ -115,7 +115,7 @@ class Roll:
         own += np.array(generated, np.float64)[:, None] * A_TOKEN
         due_s: Array = (1.0 - own[:, OFFSET]) * own[:, PERIOD_S]
         reading = [i for i, r in enumerate(running) if r.known_tokens - r.computed_tokens != 1]
-        for i in self._odd.union(reading):
+        for i in self.odd.union(reading):
             request = running[i]
             if self._have_begun[i]:
                 due_s[i], own[i] = standing(request)

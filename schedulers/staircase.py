@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stepwell.schedulers.admission import Admission
+from stepwell.schedulers.calm import Calm
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, StepFill, longest_s
 from stepwell.schedulers.lineup import Lineup
@@ -30,6 +31,8 @@ from stepwell.schedulers.request import Request
 from stepwell.schedulers.roll import Ledger
 from stepwell.schedulers.room import Room
 
+CALM_STEPS = 4
+"""How many steps there must be time for until it is worth working out whether they need any deciding."""
 TOLERANCE = 1.1
 """By how much a step's exact prediction may exceed its estimate before the step is filled anew."""
 
@@ -42,6 +45,24 @@ class Staircase(Priced):
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
         self._ledger = Ledger()
+        self._calm: Calm | None = None
+
+    def plan(
+        self,
+        now: float,
+        waiting: Sequence[Request],
+        running: Sequence[Request],
+        capacity: Capacity,
+        cost_model: CostModel | None,
+    ) -> StepPlan:
+        calm, self._calm = self._calm, None
+        if calm is not None and not waiting and cost_model is calm.model and now < calm.expires_s:
+            calm = calm.among(running)
+            share, max_tokens = _share(len(running), self.limits), self.limits.max_step_tokens
+            if calm is not None and (plan := calm.plan(now + ANSWER_S, share, max_tokens)) is not None:
+                self._calm = calm
+                return plan
+        return super().plan(now, waiting, running, capacity, cost_model)
 
     def decide(
         self,
@@ -63,7 +84,9 @@ class Staircase(Priced):
             if not line and not running:
                 return StepPlan((), drops)
             situation = self._situation(now, line, running, model)
-        return situation.step(capacity, drops)
+        plan = situation.step(capacity, drops)
+        self._calm = situation.calm(plan)
+        return plan
 
     def _situation(
         self, now: float, line: Sequence[Request], running: Sequence[Request], model: StepCostModel
@@ -101,13 +124,6 @@ class _Situation:
         num_decoding = len(outlook.decoding.indices)
         self._bill = bill(self._prices, outlook.work, spans, num_decoding, outlook.longest, limits, outlook.has_prompts)
 
-    @property
-    def _share(self) -> float:
-        """Of the time until something is due, what is given away now."""
-        num_here = self._outlook.num_running + len(self.line)
-        busyness = min(num_here / (BUSY * self._limits.max_running), 1.0)
-        return CALM_SHARE + (BUSY_SHARE - CALM_SHARE) * busyness
-
     def hopeless(self) -> list[Drop]:
         """Drops of those that have never started and cannot be in time any more, even alone and at their smallest
         points. When they came they might have been: it is the backlog's fault, and trying again may help."""
@@ -131,7 +147,9 @@ class _Situation:
         running = outlook.requests[: outlook.num_running]
         room = Room(capacity, running, self._limits)
         decoding, prompts = outlook.decoding, outlook.prompts(room.seats, max_tokens)
-        pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness, self._share)
+        share = _share(outlook.num_running + len(self.line), self._limits)
+        pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness, share)
+        self._spare_s = pace.spare_s * self._slowness / share
         num_seen = max(outlook.num_running, 1 + max(prompts.indices, default=-1))
         step_s = longest_s(self._prices, len(decoding.indices), self._slowness)
         raise_s = step_s if prompts.indices else step_s * RAISE_FACTOR
@@ -147,6 +165,14 @@ class _Situation:
             predicted_s, learn = self._model.foresee(slices)
         return StepPlan(slices, drops, predicted_s, learn)
 
+    def calm(self, plan: StepPlan) -> Calm | None:
+        """What the steps after ``plan`` need not decide; None if it is not worth working out."""
+        outlook = self._outlook
+        if self.line or outlook.has_prompts or self._spare_s < CALM_STEPS * (plan.predicted_s or 0.0):
+            return None
+        share = _share(outlook.num_running, self._limits)
+        return Calm.of(outlook, self._bill, self._prices, self._model, share, self._slowness)
+
     def _filled(self, decoding: Lineup, prompts: Lineup, room: Room, step_s: float, optimism: float) -> StepFill:
         """``optimism``: by how much the exact prediction exceeds the estimates that the step is filled by."""
         points = self._prices.points if self._bill.levels is None else None
@@ -156,3 +182,9 @@ class _Situation:
         )
         fill.run(decoding, prompts, self._outlook.next_due_s)
         return fill
+
+
+def _share(num_here: int, limits: Limits) -> float:
+    """Of the time until something is due, what is given away now that so many requests are here."""
+    busyness = min(num_here / (BUSY * limits.max_running), 1.0)
+    return CALM_SHARE + (BUSY_SHARE - CALM_SHARE) * busyness

@@ -7,7 +7,6 @@ that are due one by one, at a steady rate; whatever is left is due when the answ
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import TypeAlias
@@ -89,12 +88,11 @@ def check_times(work: Work, after_s: float, at_most: int) -> Array:
 
     The first half are the earliest; the others are spread evenly over those that follow, with the last.
     """
-    both = np.concatenate((work[:, PROMPT_DUE_S], work[:, END_S]))
-    both.sort()
-    dues: list[float] = both.tolist()
-    first, end = bisect_right(dues, after_s), bisect_left(dues, math.inf)
-    if end - first > at_most:
-        late = first + at_most // 2
-        stride = -(-(end - late) // (at_most - at_most // 2))
-        return np.array(dues[first:late] + dues[late + (end - late - 1) % stride : end : stride])
-    return both[first:end] if first < end else both[:0]
+    dues = np.concatenate((work[:, PROMPT_DUE_S], work[:, END_S]))
+    dues.sort()
+    dues = dues[dues.searchsorted(after_s, "right") : dues.searchsorted(math.inf)]
+    if len(dues) <= at_most:
+        return dues
+    early, late = dues[: at_most // 2], dues[at_most // 2 :]
+    stride = -(-len(late) // (at_most - at_most // 2))
+    return np.concatenate((early, late[(len(late) - 1) % stride :: stride]))

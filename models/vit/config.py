@@ -71,7 +71,7 @@ class ViTConfig:
     def __post_init__(self) -> None:
         if min(self.image_size) < self.patch_size:
             raise ConfigError(
-                f"image_size: smaller than a patch of {self.patch_size}, got {list(self.image_size)}; correct one of them"
+                f"image_size: smaller than a patch of {self.patch_size}, got {list(self.image_size)}; correct one"
             )
 
     @property

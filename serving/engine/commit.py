@@ -44,22 +44,23 @@ class Committer:
         """All of it, in the order of the step."""
         self._backlog.worked(run.seconds)  # before anybody finishes: it is part of what they took
         gaps: list[tuple[str, float]] = []
+        seconds, predicted_s, ended_s = run.seconds, run.predicted_s, run.ended_s
         for step in run.steps:
-            entry = self._roster.get(step.request_id)
-            self._advance(entry, step, run)
+            entry = self._roster.get_running(step.request_id)
+            self._advance(entry, step, seconds, predicted_s)
             if step.yields:
                 if step.sample_index:
-                    gaps.append((entry.request.slo.slo_class, run.ended_s - entry.last_token_s))
-                self._take(entry, run.outputs[step.request_id], run.ended_s)
+                    gaps.append((entry.request.slo.slo_class, ended_s - entry.last_token_s))
+                self._take(entry, run.outputs[step.request_id], ended_s)
         self._outbox.step_finished(_observation(run, gaps))
 
-    def _advance(self, entry: Entry, step: Step, run: RunStep) -> None:
+    def _advance(self, entry: Entry, step: Step, seconds: float, predicted_s: float | None) -> None:
         request = entry.request
         request.computed_tokens += step.num_tokens
-        entry.compute_s += run.seconds
-        if run.predicted_s is not None:
-            entry.predicted_s = (entry.predicted_s or 0.0) + run.predicted_s
-        self._keeper.commit(entry, request.computed_tokens)
+        entry.compute_s += seconds
+        if predicted_s is not None:
+            entry.predicted_s = (entry.predicted_s or 0.0) + predicted_s
+        self._keeper.commit(entry, step.subnet, request.computed_tokens)
 
     def _take(self, entry: Entry, output: Any, now: float) -> None:
         event, reason = entry.receive(output, now)
@@ -70,14 +71,14 @@ class Committer:
 def _observation(run: RunStep, gaps: Sequence[tuple[str, float]]) -> StepObservation:
     decodes = [step.decodes for step in run.steps]
     kind: StepKind = "decode" if all(decodes) else "mixed" if any(decodes) else "prefill"
-    num_tokens = sum(step.num_tokens for step in run.steps)
+    num_tokens = sum([step.num_tokens for step in run.steps])
     return StepObservation(
         kind=kind,
         seconds=run.seconds,
         predicted_s=run.predicted_s,
         points=tuple([step.point.name for step in run.steps]),
         prefill_tokens=num_tokens - sum(decodes),
-        generated_tokens=sum(step.yields and not isinstance(step, ItemStep) for step in run.steps),
+        generated_tokens=sum([step.yields and not isinstance(step, ItemStep) for step in run.steps]),
         cached_tokens=run.cached_tokens,
         inter_token_s=gaps,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from stepwell.serving.engine.step import ItemResult
 from stepwell.serving.errors import RequestError
@@ -73,8 +73,7 @@ class Report:
     """Of its prompt tokens, those that token reduction left, averaged over the layers; None for a generation."""
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """New output of one request. The text lags behind the ids where a character or a stop string may be incomplete."""
 
     request_id: str

@@ -93,5 +93,7 @@ class Generation(Entry):
         self.tokens_at[request.point] = self.tokens_at.get(request.point, 0) + 1
         if request.generated_tokens == 0:
             request.first_token_s = now
-        self.worst_lateness_s = max(self.worst_lateness_s, now - request.token_due_s(request.generated_tokens))
+        lateness_s = now - request.token_due_s(request.generated_tokens)
+        if lateness_s > self.worst_lateness_s:
+            self.worst_lateness_s = lateness_s
         self.last_token_s = now

@@ -46,7 +46,7 @@ class OneShot(Entry):
         items = self.job.items
         if unit < request.prompt_tokens:  # else it is one piece
             items = items[start // unit : end // unit]
-        return ItemStep(request.request_id, items, end - start, request.point, self.job.outputs)
+        return ItemStep(request.request_id, items, end - start, request.point, subnet, self.job.outputs)
 
     def receive(self, output: Sequence[ItemResult], now: float) -> tuple[ResultEvent | None, FinishReason | None]:
         """See :class:`Entry`."""

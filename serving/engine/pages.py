@@ -128,13 +128,12 @@ class PageKeeper:
             return False
         return True
 
-    def commit(self, entry: Entry, num_tokens: int) -> None:
-        """The first ``num_tokens`` tokens are computed, the latest of them at the request's point."""
-        request, token_ids = entry.request, entry.token_ids
+    def commit(self, entry: Entry, subnet: SubNetwork, num_tokens: int) -> None:
+        """The first ``num_tokens`` tokens are computed, the latest of them by ``subnet``."""
+        token_ids = entry.token_ids
         assert entry.pages is not None
-        assert request.point is not None
         computed = token_ids if num_tokens == len(token_ids) else token_ids[:num_tokens]
-        self._cache.commit(entry.pages, computed, self.subnet(request.point))
+        self._cache.commit(entry.pages, computed, subnet)
         entry.computed()
 
     def release(self, entry: Entry) -> None:

@@ -55,6 +55,10 @@ class Roster:
         """None if it is over."""
         return self._running.get(request_id) or self._waiting.get(request_id)
 
+    def get_running(self, request_id: str) -> Entry:
+        """One that holds pages."""
+        return self._running[request_id]
+
     def get(self, request_id: str) -> Entry:
         """One that must not be over."""
         return self._running.get(request_id) or self._waiting[request_id]

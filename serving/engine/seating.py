@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from stepwell.schedulers.plan import Slice, StepPlan
 from stepwell.schedulers.request import OperatingPoint, Phase
 from stepwell.serving.engine.entry import Entry
@@ -21,9 +23,7 @@ class Seating:
     def __init__(self, roster: Roster, keeper: PageKeeper, plan: StepPlan, now: float) -> None:
         self._roster, self._keeper, self._now = roster, keeper, now
         self._planned = [(slice_, roster.get(slice_.request.request_id)) for slice_ in plan.slices]
-        working = {entry: None for _, entry in self._planned if entry.pages is not None}
-        idle = [entry for entry in roster.holders if entry not in working]
-        self._victims = [*working, *idle]
+        self._holders = roster.holders
         self._put_back: set[Entry] = set()
         self.cached_tokens = 0
         """Tokens that prefix reuse saved the requests admitted here."""
@@ -42,7 +42,7 @@ class Seating:
         return [self._step(slice_, entry) for slice_, entry in seated]
 
     def _seat_one(self, slice_: Slice, entry: Entry) -> bool:
-        if entry in self._put_back:
+        if self._put_back and entry in self._put_back:
             return False
         request = entry.request
         if request.phase is Phase.RUNNING:
@@ -70,6 +70,13 @@ class Seating:
             return True
         next_blocks = sum(holder.pages.num_rows for holder in self._roster.holders if holder.pages is not None)
         return self._keeper.widen(entry, point, to_spare=next_blocks)
+
+    @cached_property
+    def _victims(self) -> list[Entry]:
+        """Who held pages before this plan: in its order, then those that are not in it. Put back from the end."""
+        held = set(self._holders)
+        working = {entry: None for _, entry in self._planned if entry in held}
+        return [*working, *(entry for entry in self._holders if entry not in working)]
 
     def _grow(self, entry: Entry, num_tokens: int) -> bool:
         while not self._keeper.grow(entry, num_tokens):

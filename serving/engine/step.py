@@ -60,6 +60,8 @@ class ItemStep(NamedTuple):
     num_tokens: int
     """Tokens that they are to the unreduced model."""
     point: OperatingPoint
+    subnet: SubNetwork
+    """The sub-network of ``point`` as far as pages are concerned: without keys and values."""
     outputs: tuple[str, ...]
     """Names of the outputs that are wanted."""
     sample_index: int = 0
