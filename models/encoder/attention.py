@@ -98,7 +98,7 @@ class FullAttention(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention; a unit is one head."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, _index: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.query, self.key, self.value, self.out = (

@@ -65,12 +65,15 @@ class Family:
     """The parsed content of ``config.json`` -> configuration. Raises ConfigError."""
     names: Names
     embeddings: Callable[[EncoderConfig], nn.Module] = Embeddings
-    """See :class:`~stepwell.models.encoder.embeddings.Embeddings` for the call it answers."""
+    """See :class:`~stepwell.models.encoder.embeddings.Embeddings` for the call it answers; the table of words is its
+    ``word``."""
     context: Callable[[EncoderConfig], nn.Module] = FullAttention
     """Called with a :class:`~stepwell.models.encoder.batch.TextBatch`, gives what the attention of every layer shares;
     parameters that layers share live here."""
-    attention: Callable[[EncoderConfig], nn.Module] = SelfAttention
-    """See :class:`~stepwell.models.encoder.attention.SelfAttention` for the call it answers."""
+    attention: Callable[[EncoderConfig, int], nn.Module] = SelfAttention
+    """``(config, index of the layer)``; see :class:`~stepwell.models.encoder.attention.SelfAttention` for the call it
+    answers."""
     feed_forward: Callable[[EncoderConfig], nn.Module] = FeedForward
+    """See :class:`~stepwell.models.encoder.layer.FeedForward` for the call it answers."""
     layer: Callable[[EncoderConfig, int, nn.Module, nn.Module], nn.Module] = EncoderLayer
-    """``(config, index, attention, feed_forward)``."""
+    """``(config, index, attention, feed_forward)``; see :class:`~stepwell.models.encoder.layer.EncoderLayer`."""

@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         self.embeddings = family.embeddings(config)
         self.context = family.context(config)
         self.layers = nn.ModuleList(
-            family.layer(config, index, family.attention(config), family.feed_forward(config))
+            family.layer(config, index, family.attention(config, index), family.feed_forward(config))
             for index in range(config.num_layer_modules)
         )
         self.final_norm = nn.LayerNorm(config.hidden_size, config.norm_eps) if config.pre_norm else None
