@@ -20,7 +20,7 @@ from stepwell.models.vit.tally import flops
 VIT_S = ViTConfig(384, 12, 6, 1536, (224, 224), 16, num_labels=1000)
 SHAPE = (3, 224, 224)
 POINTS = [None, *(Reduction(name, b) for name in ("merge", "cluster", "super") for b in (0.75, 0.5, 0.25))]
-BATCHES = (8,)
+BATCHES = (8, 32)
 
 
 def random_vit(config: ViTConfig) -> ViT:
