@@ -55,7 +55,7 @@ class SegformerConfig:
     image_size: tuple[int, int] = _IMAGE_SIZE
     """What it was trained at, mostly; it takes others."""
     vocab_size: int = 0
-    max_positions: int = 0
+    max_tokens: int = 0
     task: Task = "segment"
 
     @cached_property
