@@ -44,7 +44,8 @@ def fill(module: nn.Module, directory: Path, dtype: torch.dtype, model_type: str
     for file, stored_name, tensor in read_tensors(directory):
         found = name_of(stored_name)
         names = (found,) if isinstance(found, str) else found or ()
-        for name, part in zip(names, tensor.tensor_split(max(len(names), 1)), strict=False):
+        parts = tensor.tensor_split(len(names)) if len(names) > 1 else [tensor] * len(names)
+        for name, part in zip(names, parts, strict=True):
             if name not in shapes:
                 raise ModelLoadError(
                     f"{file}: unexpected tensor {stored_name}; config.json (model_type {model_type}) has no such part"

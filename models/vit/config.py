@@ -68,6 +68,12 @@ class ViTConfig:
     vocab_size: int = 0
     max_positions: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.image_size) < self.patch_size:
+            raise ConfigError(
+                f"image_size: smaller than a patch of {self.patch_size}, got {list(self.image_size)}; correct one of them"
+            )
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
@@ -145,7 +151,7 @@ class ViTConfig:
             num_channels=read_size(document, "num_channels", 3),
             norm_eps=positive("layer_norm_eps", document.get("layer_norm_eps", 1e-6 if dinov2 else 1e-12)),
             qkv_bias=read_flag(document, "qkv_bias", True),
-            activation="silu" if gated else _activation(document),
+            activation="silu" if gated else read_activation(document),
             gated_ffn=gated,
             layer_scale=dinov2,
             num_prefix=2 if model_type == "deit" else 1,
@@ -195,7 +201,8 @@ def _reducers(document: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     return dict(reducers)
 
 
-def _activation(document: Mapping[str, Any]) -> str:
+def read_activation(document: Mapping[str, Any]) -> str:
+    """A name of :data:`~stepwell.models.kernels.activations.ACTIVATIONS`. Raises ConfigError."""
     name = document.get("hidden_act", "gelu")
     if name not in tuple(ACTIVATIONS):
         raise ConfigError(f"hidden_act: {name!r} is not supported; use one of {', '.join(ACTIVATIONS)}")

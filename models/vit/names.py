@@ -1,4 +1,4 @@
-"""What checkpoints call their tensors, and what :class:`~stepwell.models.vit.model.ViT` calls them.
+"""What checkpoints call their tensors, and what the modules of this package call them.
 
 One table a family, of fragments of dotted names. Where a checkpoint stores several matrices as one (timm's ``qkv``,
 DINOv2's ``weights_in``), the name stands for several, one below the other.
@@ -43,8 +43,37 @@ _TIMM: Mapping[str, str] = {
     "head_dist": "head.distillation",
     "head": "head.classifier",
 }
+_SEGFORMER: Mapping[str, str] = {
+    "attention.self.query": "attention.q_proj",
+    "attention.self.key": "attention.k_proj",
+    "attention.self.value": "attention.v_proj",
+    "attention.self.sr": "attention.reduction",
+    "attention.self.layer_norm": "attention.reduction_norm",
+    "attention.output.dense": "attention.o_proj",
+    "mlp.dense1": "mlp.fc1",
+    "mlp.dense2": "mlp.fc2",
+    "mlp.dwconv.dwconv": "mlp.dwconv",
+    "layer_norm_1": "norm1",
+    "layer_norm_2": "norm2",
+    "decode_head.linear_fuse": "head.fuse",
+    "decode_head.batch_norm": "head.norm",
+    "decode_head.classifier": "head.classifier",
+}
+_STAGES = (
+    (r"encoder\.patch_embeddings\.(\d+)\.proj\.", r"stages.\1.projection."),
+    (r"encoder\.patch_embeddings\.(\d+)\.layer_norm\.", r"stages.\1.embedding_norm."),
+    (r"encoder\.block\.(\d+)\.(\d+)\.", r"stages.\1.layers.\2."),
+    (r"encoder\.layer_norm\.(\d+)\.", r"stages.\1.norm."),
+    (r"decode_head\.linear_c\.(\d+)\.proj\.", r"head.projections.\1."),
+)
 _LAYERS = {"timm": "blocks."}
-_TABLES: Mapping[str, Mapping[str, str]] = {"vit": _HF, "deit": _HF, "dinov2": {**_HF, **_DINOV2}, "timm": _TIMM}
+_TABLES: Mapping[str, Mapping[str, str]] = {
+    "vit": _HF,
+    "deit": _HF,
+    "dinov2": {**_HF, **_DINOV2},
+    "timm": _TIMM,
+    "segformer": _SEGFORMER,
+}
 _OURS = ("head.", "reducers.")
 """Parts of our own, stored under the module's names."""
 _UNUSED = ("pooler.", "embeddings.mask_token")
@@ -54,8 +83,11 @@ _UNUSED = ("pooler.", "embeddings.mask_token")
 def module_names(model_type: str, stored: str) -> tuple[str, ...]:
     """The module's name, or names, of a tensor that a checkpoint of this type calls ``stored``; none if unused."""
     name = stored.removeprefix(f"{model_type}.")
-    if name.startswith(_UNUSED):
+    if name.startswith(_UNUSED) or name.endswith(".num_batches_tracked"):
         return ()
+    if model_type == "segformer":
+        for pattern, ours in _STAGES:
+            name = re.sub(f"^{pattern}", ours, name)
     if name.startswith(_OURS) and model_type != "timm":
         return (name,)
     layers = _LAYERS.get(model_type, "encoder.layer.")
@@ -69,13 +101,14 @@ def module_names(model_type: str, stored: str) -> tuple[str, ...]:
 
 def stored_name(name: str) -> str:
     """What Hugging Face's ViT calls the tensor that the module calls ``name``; the inverse of :func:`module_names`."""
+    if name.startswith(_OURS):
+        return name.removeprefix("head.") if name.startswith("head.classifier.") else name
     if name.startswith("layers."):
         name = "encoder.layer." + name.removeprefix("layers.")
-    for stored, ours in reversed(list(_HF.items())):
+    for stored, ours in _HF.items():
         if _find(ours, name):
-            name = _replace(ours, stored, name)
-            break
-    return name if name.startswith((*_OURS, "classifier.")) else f"vit.{name}"
+            return f"vit.{_replace(ours, stored, name)}"
+    return f"vit.{name}"
 
 
 def _find(fragment: str, name: str) -> bool:

@@ -104,8 +104,8 @@ class Reducer(nn.Module, ABC):
 
     @abstractmethod
     def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
-        """Tokens each of ``num_layers`` layers runs: never more in total than ``budget`` allows, unless fewer tokens
-        cannot be had, and in no layer fewer than at a smaller budget. A function of its arguments alone."""
+        """Tokens each of ``num_layers`` layers runs: no more in total than ``budget`` allows, unless fewer cannot be
+        had, and no fewer in total than at a smaller budget. A function of its arguments alone."""
 
     @abstractmethod
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:

@@ -6,8 +6,8 @@ times, over the clusters within a window around the cell that a patch lies in::
 
     Q_ip = softmax_p(-tau |x_i - s_p|^2)        s_p = sum_i Q_ip x_i / sum_i Q_ip
 
-The remaining layers run on the clusters (s -> s'); then every patch gets back
-``sum_p w_ip s'_p`` with ``w_ip = exp(-tau |x_i - s_p|^2)`` of its k nearest clusters, normalised to sum 1, where x and
+The remaining layers run on the clusters (s -> s'); then every patch gets back ``sum_p w_ip s'_p`` with
+``w_ip = exp(-tau |x_i - s_p|^2)`` of its k nearest clusters (of those in its window), normalised to sum 1, where x and
 s are those kept from depth alpha. (The authors' code divides by the L2 norm; the paper's formula is this one.)
 
 Defaults are the paper's for Segmenter: kappa 5, window 5, tau 0.02, k 20. ``tau`` belongs to the scale of a model's
@@ -16,7 +16,7 @@ features: set it in ``config.json`` where another fits: ``"reducers": {"cluster"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,17 @@ from torch import Tensor
 from stepwell.models.fields import ConfigError, positive, read_size
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, Trace
-from stepwell.models.vit.reducers.cells import Cells, nested_cells, out_of_reach, pool, weighted_means
+from stepwell.models.vit.reducers.cells import (
+    Band,
+    Cells,
+    Weights,
+    bands,
+    means,
+    nested_cells,
+    pool,
+    spread,
+    strongest,
+)
 
 if TYPE_CHECKING:
     from stepwell.models.vit.config import ViTConfig
@@ -73,28 +83,23 @@ class Clustering(Reducer):
 
 
 @lru_cache(maxsize=256)
-def _path(grid: Grid, num_layers: int) -> tuple[tuple[int, int, Cells], ...]:
-    """Tokens that all layers together run, alpha and cells, from least to most, each with no layer below the one
-    before. At share b alpha is about b/2 of the layers (the paper's best point: 10 of 24 at 0.87)."""
-    cells, at, alpha = nested_cells(grid), 0, 0
-    path: list[tuple[int, int, Cells]] = []
-    while True:
-        rows, columns = cells[at]
-        few = grid.num_prefix + rows * columns
-        tokens = alpha * grid.num_tokens + (num_layers - alpha) * few
-        path.append((tokens, alpha, cells[at]))
-        if at == len(cells) - 1:
-            return tuple(path)
-        if alpha + 1 <= tokens / grid.num_tokens / 2:
-            alpha += 1
-        else:
-            at += 1
+def _points(grid: Grid, num_layers: int) -> tuple[tuple[int, int, Cells], ...]:
+    """Tokens that all layers together run, alpha and cells, ascending: those in which, at a share b of the tokens,
+    alpha is within one layer of b/2 of all (the paper's best point: 10 of 24 at 0.87)."""
+    points = []
+    for alpha in range(num_layers // 2 + 1):
+        for rows, columns in nested_cells(grid):
+            few = grid.num_prefix + rows * columns
+            tokens = alpha * grid.num_tokens + (num_layers - alpha) * few
+            if abs(alpha - tokens / grid.num_tokens / 2) <= 1:
+                points.append((tokens, alpha, (rows, columns)))
+    return tuple(sorted(points))
 
 
 @lru_cache(maxsize=1024)
 def _point(grid: Grid, num_layers: int, budget: float) -> tuple[int, Cells]:
-    path, allowed = _path(grid, num_layers), budget * num_layers * grid.num_tokens
-    within = [point for point in path if point[0] <= allowed] or [path[0]]
+    points, allowed = _points(grid, num_layers), budget * num_layers * grid.num_tokens
+    within = [point for point in points if point[0] <= allowed] or [points[0]]
     return within[-1][1:]
 
 
@@ -102,45 +107,55 @@ class _Clusters(Pass):
     def __init__(self, grid: Grid, settings: ClusterSettings, alpha: int, last: int, cells: Cells) -> None:
         super().__init__(grid)
         self.settings, self.alpha, self.last, self.cells = settings, alpha, last, cells
-        self._logits_BNM: Tensor | None = None
+        self._bands = bands(grid, cells, settings.window // 2)
+        self._closeness: Weights | None = None
 
     def before_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
         if layer != self.alpha:
             return x_BTD
         prefix, patches = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
-        clusters, self._logits_BNM = cluster(patches, self.grid, self.cells, self.settings)
+        clusters, self._closeness = cluster(patches, self.grid, self.cells, self.settings)
         return torch.cat([prefix, clusters], dim=1)
 
     def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
         if layer != self.last:
             return x_BTD
-        assert self._logits_BNM is not None
+        assert self._closeness is not None
         prefix, clusters = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
-        return torch.cat([prefix, reconstruct(clusters, self._logits_BNM, self.settings.num_nearest)], dim=1)
+        patches = reconstruct(clusters, self._closeness, self._bands, self.settings.num_nearest)
+        return torch.cat([prefix, patches], dim=1)
 
     def trace(self, num_items: int) -> Trace:
-        if self._logits_BNM is None:
+        if self._closeness is None:
             return super().trace(num_items)
-        owner = self._logits_BNM.argmax(2) + self.grid.num_prefix
+        owner = strongest(self._closeness, self._bands) + self.grid.num_prefix
         return Trace(owner, torch.ones_like(owner, dtype=torch.bool))
 
 
-def cluster(patches_BND: Tensor, grid: Grid, cells: Cells, settings: ClusterSettings) -> tuple[Tensor, Tensor]:
-    """Clusters [B, cells, D], and ``-tau |x - s|^2`` [B, patches, cells] but for a constant of each patch."""
-    nearby = out_of_reach(grid, cells, settings.window // 2).to(patches_BND.dtype)
+def cluster(patches_BND: Tensor, grid: Grid, cells: Cells, settings: ClusterSettings) -> tuple[Tensor, Weights]:
+    """Clusters [B, cells, D], and how close those around each patch are: -tau |x - s|^2 but for a term of the patch
+    alone, which cancels in a softmax over clusters."""
+    at = bands(grid, cells, settings.window // 2)
     clusters = pool(patches_BND, grid, cells)
     for _ in range(settings.num_iterations):
-        weights = (_closeness(patches_BND, clusters, settings.tau) + nearby).softmax(2)
-        clusters = weighted_means(weights, patches_BND)
-    return clusters, _closeness(patches_BND, clusters, settings.tau)
+        weights = [logits.softmax(2) for logits in _closeness(patches_BND, clusters, at, settings.tau)]
+        clusters = means(weights, patches_BND, at, cells[0] * cells[1])
+    return clusters, _closeness(patches_BND, clusters, at, settings.tau)
 
 
-def reconstruct(clusters_BMD: Tensor, logits_BNM: Tensor, num_nearest: int) -> Tensor:
-    """Patches [B, patches, D]: weighted means of the ``num_nearest`` clusters with the largest logits."""
-    best, index = logits_BNM.topk(min(num_nearest, logits_BNM.shape[2]), dim=2)
-    return torch.zeros_like(logits_BNM).scatter(2, index, best.softmax(2)) @ clusters_BMD
+def reconstruct(clusters_BMD: Tensor, closeness: Weights, at: Sequence[Band], num_nearest: int) -> Tensor:
+    """Patches [B, patches, D]: weighted means of the ``num_nearest`` closest clusters around each."""
+    weights = []
+    for logits_Bnm in closeness:
+        best, index = logits_Bnm.topk(min(num_nearest, logits_Bnm.shape[2]), dim=2)
+        weights.append(torch.zeros_like(logits_Bnm).scatter(2, index, best.softmax(2)))
+    return spread(weights, clusters_BMD, at)
 
 
-def _closeness(x_BND: Tensor, s_BMD: Tensor, tau: float) -> Tensor:
-    """``-tau |x - s|^2 + tau |x|^2``: the term of the patch alone cancels in a softmax over clusters."""
-    return torch.baddbmm(s_BMD.square().sum(2)[:, None], x_BND, s_BMD.transpose(1, 2), beta=-tau, alpha=2 * tau)
+def _closeness(x_BND: Tensor, s_BMD: Tensor, at: Sequence[Band], tau: float) -> Weights:
+    norms, products = s_BMD.square().sum(2)[:, None], s_BMD.transpose(1, 2)
+    return [
+        (2.0 * (x_BND[:, band.patches] @ products[:, :, band.cells]) - norms[:, :, band.cells]) * tau
+        + band.unreachable.to(x_BND.dtype)
+        for band in at
+    ]

@@ -21,7 +21,17 @@ from torch import Tensor
 
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, Trace
-from stepwell.models.vit.reducers.cells import Cells, nested_cells, out_of_reach, pool, weighted_means
+from stepwell.models.vit.reducers.cells import (
+    Band,
+    Cells,
+    Weights,
+    bands,
+    means,
+    nested_cells,
+    pool,
+    spread,
+    strongest,
+)
 
 
 class SuperTokens(Reducer):
@@ -51,37 +61,40 @@ class _Sampled(Pass):
     def __init__(self, grid: Grid, layer_cells: tuple[Cells, ...]) -> None:
         super().__init__(grid)
         self.layer_cells = layer_cells
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
-        self._owner_BN: Tensor | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self._shares: Weights | None = None
+        self._bands: tuple[Band, ...] = ()
 
     def before_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
         cells = self.layer_cells[layer]
-        self._kept = self._owner_BN = None
+        self._kept = self._shares = None
         if cells == (self.grid.height, self.grid.width):
             return x_BTD
+        self._bands = bands(self.grid, cells, 1)
         prefix, patches = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
-        tokens, shares = sample(patches, self.grid, cells)
-        self._kept = (patches, tokens, shares)
+        tokens, self._shares = sample(patches, self.grid, cells)
+        self._kept = (patches, tokens)
         return torch.cat([prefix, tokens], dim=1)
 
     def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
-        if self._kept is None:
+        if self._kept is None or self._shares is None:
             return x_BTD
-        patches, before, shares = self._kept
-        self._owner_BN = shares.argmax(2) + self.grid.num_prefix
+        patches, before = self._kept
         prefix, after = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
-        return torch.cat([prefix, torch.baddbmm(patches, shares, after - before)], dim=1)
+        return torch.cat([prefix, patches + spread(self._shares, after - before, self._bands)], dim=1)
 
     def trace(self, num_items: int) -> Trace:
-        if self._owner_BN is None:
+        if self._shares is None:
             return super().trace(num_items)
-        return Trace(self._owner_BN, torch.ones_like(self._owner_BN, dtype=torch.bool))
+        owner = strongest(self._shares, self._bands) + self.grid.num_prefix
+        return Trace(owner, torch.ones_like(owner, dtype=torch.bool))
 
 
-def sample(patches_BND: Tensor, grid: Grid, cells: Cells) -> tuple[Tensor, Tensor]:
-    """Super tokens [B, cells, D] and each patch's shares in them [B, patches, cells]."""
-    size = patches_BND.shape[2]
-    normed = F.layer_norm(patches_BND, (size,))
-    logits = normed @ pool(normed, grid, cells).transpose(1, 2) * size**-0.5
-    shares = (logits + out_of_reach(grid, cells, 1).to(logits.dtype)).softmax(2)
-    return weighted_means(shares, patches_BND), shares
+def sample(patches_BND: Tensor, grid: Grid, cells: Cells) -> tuple[Tensor, Weights]:
+    """Super tokens [B, cells, D] and the shares of the patches around in each."""
+    size, at = patches_BND.shape[2], bands(grid, cells, 1)
+    normed = F.layer_norm(patches_BND, (size,)) * size**-0.25
+    pooled = pool(normed, grid, cells).transpose(1, 2)
+    logits = [normed[:, band.patches] @ pooled[:, :, band.cells] + band.unreachable.to(pooled.dtype) for band in at]
+    shares = [each.softmax(2) for each in logits]
+    return means(shares, patches_BND, at, cells[0] * cells[1]), shares

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedModel
 
 from stepwell.models.vit import load_model, read_config
+from stepwell.models.vit.config import ViTConfig
+from stepwell.models.vit.loading import save_vit
 from stepwell.models.vit.model import ViT
 
 TINY = {
@@ -35,7 +38,7 @@ class Pair:
     vit: ViT
 
 
-def _randomise(model: PreTrainedModel) -> None:
+def _randomise(model: nn.Module) -> None:
     """Weights large enough that every part of the model shows in the outputs."""
     generator = torch.Generator().manual_seed(7)
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
@@ -68,3 +71,26 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
 def vit(make_pair: Callable[..., Pair]) -> ViT:
     """A classifier."""
     return make_pair("ViTForImageClassification").vit
+
+
+@pytest.fixture(scope="session")
+def make_segmenter(make_pair: Callable[..., Pair], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ViT]:
+    """``(type of head, extra keys of config.json, **config fields) -> ViT`` with random weights, saved and loaded."""
+
+    def make(head: str, extra: dict[str, Any] | None = None, **fields: Any) -> ViT:
+        path = tmp_path_factory.mktemp(head)
+        document = {
+            **TINY,
+            "model_type": "vit",
+            "id2label": {str(i): f"class {i}" for i in range(5)},
+            "task": "segment",
+            "segmentation_head": {"type": head},
+            **(extra or {}),
+            **fields,
+        }
+        vit = ViT(ViTConfig.from_hf(document))
+        _randomise(vit)
+        save_vit(path, vit, document)
+        return load_model(path, read_config(path), torch.float32)
+
+    return make
