@@ -23,7 +23,7 @@ class DenseConfig:
     num_layers: int = 6
     num_heads: int = 6
     ffn_channels: int = 288
-    num_steps: int = 550
+    num_steps: int = 1200
     batch_size: int = 64
     """Scenes per forward."""
     token_weight: float = 1.0
@@ -115,7 +115,7 @@ class SupernetConfig(DenseConfig):
 class RoutedConfig(DenseConfig):
     """Recipe of the shipped ``routed-vit``: a plain network first, then gates and slimming modules with it."""
 
-    dense_steps: int = 550
+    dense_steps: int = 1200
     """Optimiser steps of the first stage, which is a :class:`DenseConfig` of the same sizes."""
     batch_size: int = 64
     num_steps: int = 300
@@ -131,8 +131,12 @@ class RoutedConfig(DenseConfig):
     """Budgets are sampled from here to 1, small ones more often."""
     budget_weight: float = 1.0
     """Weight of (C / C_base - budget)^2, C being what the gates' probabilities would run (DiT)."""
-    noise_share: float = 0.6
-    """Share of the steps, from the start, over which the gates' Gumbel noise falls to zero."""
+    gate_weight: float = 1.0
+    """Weight of the cross-entropy of the gates' scores with what the whole network says of the patches."""
+    noise: float = 0.5
+    """Gumbel noise of the gates' scores at the first step."""
+    noise_share: float = 0.5
+    """Share of the steps, from the start, over which the noise falls to zero."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
