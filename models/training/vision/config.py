@@ -23,7 +23,7 @@ class DenseConfig:
     num_layers: int = 6
     num_heads: int = 6
     ffn_channels: int = 288
-    num_steps: int = 900
+    num_steps: int = 1200
     batch_size: int = 64
     """Scenes per forward."""
     token_weight: float = 1.0
@@ -31,7 +31,8 @@ class DenseConfig:
     learning_rate: float = 8e-3
     embedding_rate: float = 4e-3
     warmup_steps: int = 50
-    decay_share: float = 0.4
+    decay_share: float = 0.02
+    """Hardly any: the second stage goes on from where this one ends."""
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     seed: int = 0
@@ -92,7 +93,8 @@ class SupernetConfig(DenseConfig):
     """Recipe of the shipped ``nested-vit``: every depth x FFN width x number of heads below is a network of its own."""
 
     batch_size: int = 48
-    num_steps: int = 1100
+    num_steps: int = 900
+    decay_share: float = 0.4
     depths: tuple[int, ...] = (2, 3, 4, 5, 6)
     ffn_widths: tuple[int, ...] = (36, 72, 108, 144, 180, 216, 252, 288)
     heads: tuple[int, ...] = (3, 4, 5, 6)
@@ -113,15 +115,14 @@ class SupernetConfig(DenseConfig):
 class RoutedConfig(DenseConfig):
     """Recipe of the shipped ``routed-vit``: a plain network first, then gates and slimming modules with it."""
 
-    dense_steps: int = 900
+    dense_steps: int = 1200
     """Optimiser steps of the first stage, which is a :class:`DenseConfig` of the same sizes."""
     batch_size: int = 64
-    num_steps: int = 400
+    num_steps: int = 300
     """Optimiser steps of the second stage; the rates below are its."""
-    learning_rate: float = 2e-3
-    embedding_rate: float = 3e-3
-    warmup_steps: int = 20
-    decay_share: float = 0.7
+    learning_rate: float = 6e-3
+    warmup_steps: int = 10
+    decay_share: float = 1.0
     route_profile: tuple[float, ...] = (1.0, 0.7, 0.5, 0.4, 0.4, 0.4)
     """Tokens of each layer relative to the first (:class:`~stepwell.models.vit.reducers.routing.Routing`)."""
     slim_before: tuple[int, ...] = (1, 3)
@@ -130,8 +131,12 @@ class RoutedConfig(DenseConfig):
     """Budgets are sampled from here to 1, small ones more often."""
     budget_weight: float = 1.0
     """Weight of (C / C_base - budget)^2, C being what the gates' probabilities would run (DiT)."""
-    noise_share: float = 0.6
-    """Share of the steps, from the start, over which the gates' Gumbel noise falls to zero."""
+    gate_weight: float = 1.0
+    """Weight of the cross-entropy of the gates' scores with what the whole network says of the patches."""
+    noise: float = 0.5
+    """Gumbel noise of the gates' scores at the first step."""
+    noise_share: float = 0.5
+    """Share of the steps, from the start, over which the noise falls to zero."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,6 +153,7 @@ class RoutedConfig(DenseConfig):
             num_heads=self.num_heads,
             ffn_channels=self.ffn_channels,
             num_steps=self.dense_steps,
+            batch_size=self.batch_size,
             token_weight=self.token_weight,
             seed=self.seed,
             checkpoint_every=self.checkpoint_every,

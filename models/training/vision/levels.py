@@ -41,8 +41,8 @@ def supernet_ladders(found: Mapping[Dimensions, float], config: ViTConfig, data:
 
 
 def quality(top1: float, full: float) -> float:
-    """Accuracy relative to the full model's, at most 1."""
-    return min(1.0, top1 / full)
+    """Accuracy relative to the full model's, at most 1; never 0, which no level of a ladder may have."""
+    return min(1.0, max(top1, 1e-4) / max(full, 1e-4))
 
 
 def _weights(config: ViTConfig, dimensions: Dimensions) -> int:

@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +24,8 @@ from stepwell.models.training.vision.dense import train_dense
 from stepwell.models.training.vision.publish import write_routed
 from stepwell.models.training.vision.scenes import Scenes, make_scenes, normalise
 from stepwell.models.training.vision.steps import Report, run_steps
-from stepwell.models.training.vision.student import Student, new_student
-from stepwell.models.vit.reducers.routing import Routing
+from stepwell.models.training.vision.student import Lesson, Student, new_student
+from stepwell.models.vit.reducers.routing import GateRecord, Routing
 
 MODEL_FOLDER = "model"
 
@@ -58,28 +60,42 @@ def _accumulate(config: RoutedConfig, student: Student, step: int) -> dict[str, 
     # The dense stage has seen the blocks before.
     scenes = make_scenes(config.seed, "train", config.dense_steps + step, config.batch_size)
     torch.manual_seed(config.seed * 1_000_003 + step)
-    whole, scene_loss, patch_loss = student.logits_and_losses(scenes)
-    (scene_loss + config.token_weight * patch_loss).backward()
-    found = {"full": float(scene_loss.detach())}
+    lesson = student.learn(scenes)
+    (lesson.scene_loss + config.token_weight * lesson.patch_loss).backward()
+    found = {"full": float(lesson.scene_loss.detach())}
+    _set_noise(config, student, step)
     for name, budget in sample_budgets(config, step).items():
-        loss = reduced_loss(config, student, scenes, Reduction(name, budget), whole.detach(), step)
+        loss = reduced_loss(config, student, scenes, lesson, Reduction(name, budget))
         loss.backward()
         found[f"{name}@{budget:.2f}"] = float(loss.detach())
     return found
 
 
 def reduced_loss(
-    config: RoutedConfig, student: Student, scenes: Scenes, reduction: Reduction, whole_BC: Tensor, step: int
+    config: RoutedConfig, student: Student, scenes: Scenes, lesson: Lesson, reduction: Reduction
 ) -> Tensor:
-    """Half the cross-entropy with the labels and half that with the whole network's probabilities; for routing also
-    the squared distance of what its gates would run from the budget."""
+    """Half the cross-entropy with the labels and half that with the whole network's probabilities; and the gates'."""
+    logits = student.vit(normalise(scenes.pixels), reduction=reduction)["logits"]
+    loss = (F.cross_entropy(logits, scenes.labels) + F.cross_entropy(logits, lesson.logits_BC.softmax(1))) / 2
+    records = _routing(student).records if reduction.reducer == "route" else []
+    return loss + gate_loss(config, records, lesson.relevance_BN) if records else loss
+
+
+def gate_loss(config: RoutedConfig, records: Sequence[GateRecord], relevance_BN: Tensor) -> Tensor:
+    """(C / C_base - budget)^2 with C what the probabilities would run (DiT); and the cross-entropy of the scores with
+    what the whole network holds of the patches: the gradient through the gates alone says too little in a short run."""
+    expected = torch.stack([record.mean_probability for record in records]).mean()
+    wanted = fmean(record.share for record in records)
+    taught = [F.binary_cross_entropy_with_logits(record.scores_BN, relevance_BN) for record in records]
+    return config.budget_weight * (expected - wanted) ** 2 + config.gate_weight * torch.stack(taught).mean()
+
+
+def _set_noise(config: RoutedConfig, student: Student, step: int) -> None:
+    left = 1.0 - step / (config.noise_share * config.num_steps)
+    _routing(student).noise = config.noise * max(0.0, left)
+
+
+def _routing(student: Student) -> Routing:
     routing = student.vit.reducers["route"]
     assert isinstance(routing, Routing)
-    routing.noise = max(0.0, 1.0 - step / (config.noise_share * config.num_steps))
-    logits = student.vit(normalise(scenes.pixels), reduction=reduction)["logits"]
-    loss = (F.cross_entropy(logits, scenes.labels) + F.cross_entropy(logits, whole_BC.softmax(1))) / 2
-    if reduction.reducer == "route" and routing.expected_shares:
-        expected = torch.stack([mean for mean, _ in routing.expected_shares]).mean()
-        wanted = sum(share for _, share in routing.expected_shares) / len(routing.expected_shares)
-        loss = loss + config.budget_weight * (expected - wanted) ** 2
-    return loss
+    return routing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,17 @@ from stepwell.models.vit.config import ViTConfig
 from stepwell.models.vit.model import ViT
 
 
+class Lesson(NamedTuple):
+    """What the whole network made of a block of scenes."""
+
+    scene_loss: Tensor
+    patch_loss: Tensor
+    logits_BC: Tensor
+    """Of the scenes; without gradient."""
+    relevance_BN: Tensor
+    """Probability that a patch shows the object; without gradient."""
+
+
 class Student(nn.Module):
     """The network, and a classifier of patches that only training has."""
 
@@ -26,16 +38,18 @@ class Student(nn.Module):
 
     def losses(self, scenes: Scenes, subnet: SubNetwork | None = None) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of the scenes, and of their patches, at full budget."""
-        return self.logits_and_losses(scenes, subnet)[1:]
+        lesson = self.learn(scenes, subnet)
+        return lesson.scene_loss, lesson.patch_loss
 
-    def logits_and_losses(self, scenes: Scenes, subnet: SubNetwork | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`losses`, behind the logits [N, classes] of the scenes."""
+    def learn(self, scenes: Scenes, subnet: SubNetwork | None = None) -> Lesson:
+        """The losses, and what the network says of the scenes and their patches."""
         found = self.vit(normalise(scenes.pixels), subnet, wanted=("logits", "last_hidden_state"))
         patches = self.patch_classifier(found["last_hidden_state"][:, 1:])
-        return (
-            found["logits"],
+        return Lesson(
             F.cross_entropy(found["logits"], scenes.labels),
             F.cross_entropy(patches.flatten(0, 1), patch_labels(scenes).flatten()),
+            found["logits"].detach(),
+            1.0 - patches.detach().softmax(-1)[..., -1],
         )
 
 

@@ -8,7 +8,7 @@ run. The share of a layer is min(1, c * profile_l) with one c that meets the bud
 
 In training p_i are made binary by Gumbel noise, the k highest of g_i + noise run, and gradients pass straight through:
 m_i = 1 + p_i - stopgrad(p_i) multiplies what the layer adds to the token, and the weight that others attend to it with.
-:attr:`Routing.expected_shares` is for the loss that keeps p at the budget.
+:attr:`Routing.records` is for the losses: that which keeps p at the budget, and any that says which tokens matter.
 
 Three differences from the paper, whose code was never released. Its gate is a linear projection; here it has a hidden
 layer, because what tells an empty patch, contrast, has no sign in the patch embedding. Its probabilities decide at
@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,15 @@ class Gate(nn.Module):
         return logits.sigmoid()
 
 
+class GateRecord(NamedTuple):
+    """What the gate of one layer said of the patches of a batch."""
+
+    scores_BN: Tensor
+    mean_probability: Tensor
+    share: float
+    """Of the patches, that the layer runs."""
+
+
 class Routing(Reducer):
     """See the module. ``config.json``::
 
@@ -72,14 +81,14 @@ class Routing(Reducer):
         self.gates = nn.ModuleList(Gate(config.hidden_size, hidden, config.norm_eps) for _ in range(config.num_layers))
         self.noise = 0.0
         """How much of a standard Gumbel difference is added to scores in training mode."""
-        self.expected_shares: list[tuple[Tensor, float]] = []
-        """In training mode, of the last run: each routing layer's mean probability, and the share it should be."""
+        self.records: list[GateRecord] = []
+        """In training mode, of the last run: what each routing layer's gate said."""
 
     def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
         return _schedule(self.profile[:num_layers], grid, budget)
 
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
-        self.expected_shares = []
+        self.records = []
         return _Route(self, grid, self.schedule(grid, num_layers, budget))
 
 
@@ -125,7 +134,7 @@ class _Route(Pass):
         chosen = _highest(scores_BN + self.routing.noise * _logistic_like(scores_BN), count)
         share = min(max(count, 0.5), self.grid.num_patches - 0.5) / self.grid.num_patches
         p_BN = gate.probabilities(scores_BN, share)
-        self.routing.expected_shares.append((p_BN.mean(), share))
+        self.routing.records.append(GateRecord(scores_BN, p_BN.mean(), share))
         p_BK = p_BN.gather(1, chosen)
         self._open_BT = F.pad(1.0 + p_BK - p_BK.detach(), (self.grid.num_prefix, 0), value=1.0)
         return chosen

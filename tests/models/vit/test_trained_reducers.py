@@ -143,8 +143,8 @@ def test_every_parameter_of_a_reducer_learns(images: torch.Tensor, name: str) ->
     reducer = vit.reducers[name]
     loss = vit(images, reduction=Reduction(name, 0.35))["logits"].square().mean()
     if isinstance(reducer, Routing):
-        assert len(reducer.expected_shares) == 4
-        loss = loss + torch.stack([mean for mean, _ in reducer.expected_shares]).sum()
+        assert len(reducer.records) == 4
+        loss = loss + torch.stack([record.mean_probability for record in reducer.records]).sum()
     loss.backward()
     for key, parameter in reducer.named_parameters():
         assert parameter.grad is not None, key
