@@ -29,13 +29,13 @@ PATIENCE_S = 120.0
 
 @dataclass(frozen=True)
 class Example:
-    """An image that comes with a model, in ``examples/NUMBER_LABEL.png``."""
+    """An image that comes with a model, in ``examples/NUMBER_LABEL.png``; spaces of the label are hyphens there."""
 
     path: Path
 
     @property
     def label(self) -> str:
-        return self.path.stem.partition("_")[2]
+        return self.path.stem.partition("_")[2].replace("-", " ")
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ class Gate(nn.Module):
 class GateRecord(NamedTuple):
     """What the gate of one layer said of the patches of a batch."""
 
-    scores_BN: Tensor
+    scores: Tensor
+    """[B, N]."""
     mean_probability: Tensor
     share: float
     """Of the patches, that the layer runs."""
