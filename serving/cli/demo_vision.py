@@ -109,7 +109,7 @@ def mixed_wishes(model: ModelDescription, count: int) -> list[dict[str, Any]]:
     """Deadlines, budgets, floors and pinned points in turn."""
     ladders = [ladder for ladder in model.ladders if len(ladder.points) > 1]
     pins = [ladder.points[k].name for k in (0, 2, 1) for ladder in ladders if k < len(ladder.points)]
-    kinds: list[dict[str, Any]] = [{}, {"slo_ms": 1000.0}, {"slo_ms": 40.0}, {"token_budget": 0.4}]
+    kinds: list[dict[str, Any]] = [{}, {"slo_ms": 1000.0}, {"slo_ms": 150.0}, {"token_budget": 0.4}]
     kinds += [{"min_quality": 0.95, "slo_ms": 400.0}, {"token_budget": 0.75}]
     return [
         {"operating_point": pins[i // 2 % len(pins)]} if i % 2 and pins else dict(kinds[i // 2 % len(kinds)])
