@@ -17,11 +17,13 @@ _ENCODER, _VIT = "stepwell.models.encoder", "stepwell.models.vit"
 PREDICTORS: Mapping[str, str] = {
     "albert": _ENCODER,
     "bert": _ENCODER,
+    "camembert": _ENCODER,
     "deberta": _ENCODER,
     "deberta-v2": _ENCODER,
     "distilbert": _ENCODER,
     "modernbert": _ENCODER,
     "roberta": _ENCODER,
+    "xlm-roberta": _ENCODER,
     "deit": _VIT,
     "dinov2": _VIT,
     "segformer": _VIT,
