@@ -70,9 +70,8 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         if min(self.image_size) < self.patch_size:
-            raise ConfigError(
-                f"image_size: smaller than a patch of {self.patch_size}, got {list(self.image_size)}; correct one of them"
-            )
+            problem = f"image_size: smaller than patch_size {self.patch_size}, got {list(self.image_size)}"
+            raise ConfigError(f"{problem}; correct one of them")
 
     @property
     def head_dim(self) -> int:

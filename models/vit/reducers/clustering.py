@@ -114,15 +114,18 @@ class _Clusters(Pass):
         if layer != self.alpha:
             return x_BTD
         prefix, patches = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
-        clusters, self._closeness = cluster(patches, self.grid, self.cells, self.settings)
-        return torch.cat([prefix, clusters], dim=1)
+        # Differences of squares lose in bfloat16 what they are to tell.
+        exact = patches.to(torch.promote_types(patches.dtype, torch.float32))
+        clusters, self._closeness = cluster(exact, self.grid, self.cells, self.settings)
+        return torch.cat([prefix, clusters.to(prefix.dtype)], dim=1)
 
     def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
         if layer != self.last:
             return x_BTD
         assert self._closeness is not None
         prefix, clusters = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
-        patches = reconstruct(clusters, self._closeness, self._bands, self.settings.num_nearest)
+        clusters = clusters.to(self._closeness[0].dtype)
+        patches = reconstruct(clusters, self._closeness, self._bands, self.settings.num_nearest).to(prefix.dtype)
         return torch.cat([prefix, patches], dim=1)
 
     def trace(self, num_items: int) -> Trace:

@@ -76,7 +76,8 @@ class _Merges(Pass):
             return x_BTD
         # A layer whose attention the sub-network leaves out has no keys: then the tokens themselves are compared.
         place_BT = match(x_BTD if keys_BTd is None else keys_BTd, num_merges, self.grid.num_prefix)
-        sizes = torch.ones_like(x_BTD[..., 0]) if self._sizes_BT is None else self._sizes_BT
+        exact = torch.promote_types(x_BTD.dtype, torch.float32)  # bfloat16 cannot count beyond 256
+        sizes = torch.ones_like(x_BTD[..., 0], dtype=exact) if self._sizes_BT is None else self._sizes_BT
         merged, self._sizes_BT = merge(x_BTD, sizes, place_BT, x_BTD.shape[1] - num_merges)
         self._owner_BN = place_BT if self._owner_BN is None else place_BT.gather(1, self._owner_BN)
         return merged
@@ -125,5 +126,5 @@ def merge(x_BTD: Tensor, sizes_BT: Tensor, place_BT: Tensor, num_left: int) -> t
     rows = (place_BT + torch.arange(batch)[:, None] * num_left).flatten()
     sizes = sizes_BT.new_zeros(batch * num_left).index_add(0, rows, sizes_BT.flatten())
     weighted = (x_BTD * sizes_BT[..., None]).flatten(0, 1)
-    sums = x_BTD.new_zeros(batch * num_left, width).index_add(0, rows, weighted)
-    return (sums / sizes[:, None]).view(batch, num_left, width), sizes.view(batch, num_left)
+    sums = weighted.new_zeros(batch * num_left, width).index_add(0, rows, weighted)
+    return (sums / sizes[:, None]).to(x_BTD.dtype).view(batch, num_left, width), sizes.view(batch, num_left)

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from stepwell.models.ladder import Reduction, SubNetwork
 from stepwell.models.one_shot import Item
+from stepwell.models.vit import load_model, read_config
 from stepwell.models.vit.model import ViT
 
 LAYERS, HEADS, CHANNELS = 3, 4, 48
@@ -80,3 +81,16 @@ def test_every_reducer_changes_the_output_and_drops_tokens(model: ViT) -> None:
         assert half.tokens_kept < plain.tokens_kept
         assert half.tensors["logits"].shape == plain.tensors["logits"].shape
         assert not torch.allclose(half.tensors["logits"], plain.tensors["logits"], atol=1e-3)
+
+
+def test_bfloat16_is_close_to_float32(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair("Dinov2ForImageClassification")
+    narrow = load_model(pair.path, read_config(pair.path), torch.bfloat16)
+    assert narrow.dtype == torch.bfloat16
+    image = torch.randn(3, 48, 48, generator=torch.Generator().manual_seed(1))
+    points = [None, *(Reduction(name, 0.7) for name in REDUCERS)]
+    items = [Item(image, pair.vit.config.architecture.full, point) for point in points]
+    for wide_output, output in zip(pair.vit.run(items, ["logits"]), narrow.run(items, ["logits"]), strict=True):
+        assert output.tensors["logits"].dtype == torch.float32
+        scale = wide_output.tensors["logits"].abs().max()
+        assert_close(output.tensors["logits"] / scale, wide_output.tensors["logits"] / scale, atol=0.15, rtol=0)
