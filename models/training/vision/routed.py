@@ -76,9 +76,9 @@ def reduced_loss(
 ) -> Tensor:
     """Half the cross-entropy with the labels and half that with the whole network's probabilities; and the gates'."""
     logits = student.vit(normalise(scenes.pixels), reduction=reduction)["logits"]
-    loss = (F.cross_entropy(logits, scenes.labels) + F.cross_entropy(logits, lesson.logits_BC.softmax(1))) / 2
+    loss = (F.cross_entropy(logits, scenes.labels) + F.cross_entropy(logits, lesson.logits.softmax(1))) / 2
     records = _routing(student).records if reduction.reducer == "route" else []
-    return loss + gate_loss(config, records, lesson.relevance_BN) if records else loss
+    return loss + gate_loss(config, records, lesson.relevance) if records else loss
 
 
 def gate_loss(config: RoutedConfig, records: Sequence[GateRecord], relevance_BN: Tensor) -> Tensor:
@@ -86,7 +86,12 @@ def gate_loss(config: RoutedConfig, records: Sequence[GateRecord], relevance_BN:
     what the whole network holds of the patches: the gradient through the gates alone says too little in a short run."""
     expected = torch.stack([record.mean_probability for record in records]).mean()
     wanted = fmean(record.share for record in records)
-    taught = [F.binary_cross_entropy_with_logits(record.scores_BN, relevance_BN) for record in records]
+    taught = [
+        F.binary_cross_entropy_with_logits(
+            record.scores, relevance_BN if record.patches is None else relevance_BN.gather(1, record.patches)
+        )
+        for record in records
+    ]
     return config.budget_weight * (expected - wanted) ** 2 + config.gate_weight * torch.stack(taught).mean()
 
 

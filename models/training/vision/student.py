@@ -22,10 +22,10 @@ class Lesson(NamedTuple):
 
     scene_loss: Tensor
     patch_loss: Tensor
-    logits_BC: Tensor
-    """Of the scenes; without gradient."""
-    relevance_BN: Tensor
-    """Probability that a patch shows the object; without gradient."""
+    logits: Tensor
+    """Of the scenes [B, classes]; without gradient."""
+    relevance: Tensor
+    """[B, N]: probability that a patch shows the object; without gradient."""
 
 
 class Student(nn.Module):
