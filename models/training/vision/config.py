@@ -93,7 +93,7 @@ class SupernetConfig(DenseConfig):
     """Recipe of the shipped ``nested-vit``: every depth x FFN width x number of heads below is a network of its own."""
 
     batch_size: int = 48
-    num_steps: int = 900
+    num_steps: int = 1700
     decay_share: float = 0.4
     depths: tuple[int, ...] = (2, 3, 4, 5, 6)
     ffn_widths: tuple[int, ...] = (36, 72, 108, 144, 180, 216, 252, 288)
@@ -125,6 +125,8 @@ class RoutedConfig(DenseConfig):
     decay_share: float = 1.0
     route_profile: tuple[float, ...] = (1.0, 0.7, 0.5, 0.4, 0.4, 0.4)
     """Tokens of each layer relative to the first (:class:`~stepwell.models.vit.reducers.routing.Routing`)."""
+    route_early_stop: bool = True
+    """Whether a token that was passed by once is done; otherwise each layer's gate scores all tokens again."""
     slim_before: tuple[int, ...] = (1, 3)
     """Layers that a slimming module is before (:class:`~stepwell.models.vit.reducers.slimming.Slimming`)."""
     least_budget: float = 0.2
@@ -161,6 +163,6 @@ class RoutedConfig(DenseConfig):
 
     def hf_config(self) -> dict[str, Any]:
         """As of the plain network, with what the reducers need to know."""
-        route = {"profile": list(self.route_profile)}
+        route = {"profile": list(self.route_profile), "early_stop": self.route_early_stop}
         slim = {"before": list(self.slim_before), "ratio": 0.5}
         return {**super().hf_config(), "reducers": {"route": route, "slim": slim}}

@@ -86,7 +86,12 @@ def gate_loss(config: RoutedConfig, records: Sequence[GateRecord], relevance_BN:
     what the whole network holds of the patches: the gradient through the gates alone says too little in a short run."""
     expected = torch.stack([record.mean_probability for record in records]).mean()
     wanted = fmean(record.share for record in records)
-    taught = [F.binary_cross_entropy_with_logits(record.scores, relevance_BN) for record in records]
+    taught = [
+        F.binary_cross_entropy_with_logits(
+            record.scores, relevance_BN if record.patches is None else relevance_BN.gather(1, record.patches)
+        )
+        for record in records
+    ]
     return config.budget_weight * (expected - wanted) ** 2 + config.gate_weight * torch.stack(taught).mean()
 
 

@@ -25,7 +25,7 @@ class Lesson(NamedTuple):
     logits: Tensor
     """Of the scenes [B, classes]; without gradient."""
     relevance: Tensor
-    """Probability that a patch shows the object [B, N]; without gradient."""
+    """[B, N]: probability that a patch shows the object; without gradient."""
 
 
 class Student(nn.Module):

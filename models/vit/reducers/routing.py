@@ -3,8 +3,8 @@
 The gate of layer l gives token i the score g_i = gate_l(LN(x_i)) and the probability p_i = sigmoid(g_i + b_l + c_l *
 logit(s_l)) of running, where s_l is the share of patches that the layer runs at the budget. At serving time the s_l N
 highest scores run: among themselves they attend and go through the FFN, gathered, and are put back where they were.
-What a layer does not run costs nothing in it, stays bit for bit as it is, and may run a later one. Prefix tokens always
-run. The share of a layer is min(1, c * profile_l) with one c that meets the budget.
+What a layer does not run costs nothing in it and stays bit for bit as it is; with early stop for good, otherwise it may
+run a later layer. Prefix tokens always run. A layer's share is min(1, c * profile_l), with one c that meets the budget.
 
 In training p_i are made binary by Gumbel noise, the k highest of g_i + noise run, and gradients pass straight through:
 m_i = 1 + p_i - stopgrad(p_i) multiplies what the layer adds to the token, and the weight that others attend to it with.
@@ -14,7 +14,7 @@ Three differences from the paper, whose code was never released. Its gate is a l
 layer, because what tells an empty patch, contrast, has no sign in the patch embedding. Its probabilities decide at
 serving time too, so that the cost is met on average; here the budget is met by every image. And only its row gates are
 here: the scaling path (column gates that send a token down to a coarser grid) needs a pyramid of feature maps, which
-a plain ViT does not have, and is not implemented; nor is its early stop: a token that was passed by may come back.
+a plain ViT does not have, and is not implemented.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepwell.models.fields import ConfigError, positive, read_size
+from stepwell.models.fields import ConfigError, positive, read_flag, read_size
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, Trace
 
@@ -64,19 +64,23 @@ class GateRecord(NamedTuple):
     """[B, N]."""
     mean_probability: Tensor
     share: float
-    """Of the patches, that the layer runs."""
+    """Of these patches, that the layer runs."""
+    patches: Tensor | None
+    """int64 [B, N]: which patches of the image these are; None = all."""
 
 
 class Routing(Reducer):
     """See the module. ``config.json``::
 
-    "reducers": {"route": {"hidden_size": 24, "profile": [1.0, 0.8, ...]}}
+    "reducers": {"route": {"hidden_size": 24, "profile": [1.0, 0.8, ...], "early_stop": true}}
 
-    ``profile``: one number a layer, none larger than the one before; absent = all layers run alike.
+    ``profile``: one number a layer, none larger than the one before; absent = all layers run alike. ``early_stop``: a
+    token that was passed by once is done; absent = it may run a later layer.
     """
 
     def __init__(self, config: ViTConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
+        self.early_stop = read_flag(settings, "early_stop")
         self.profile = _read_profile(settings, config.num_layers)
         hidden = read_size(settings, "hidden_size", max(1, config.hidden_size // 4))
         self.gates = nn.ModuleList(Gate(config.hidden_size, hidden, config.norm_eps) for _ in range(config.num_layers))
@@ -90,7 +94,8 @@ class Routing(Reducer):
 
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
         self.records = []
-        return _Route(self, grid, self.schedule(grid, num_layers, budget))
+        kind = _Stop if self.early_stop else _Route
+        return kind(self, grid, self.schedule(grid, num_layers, budget))
 
 
 class _Route(Pass):
@@ -99,46 +104,59 @@ class _Route(Pass):
     def __init__(self, routing: Routing, grid: Grid, schedule: Schedule) -> None:
         super().__init__(grid)
         self.routing, self.tokens = routing, schedule
-        self._all: Tensor | None = None
+        self._before: Tensor | None = None
+        """All tokens, if some of them do not run the layer."""
         self._index_BT: Tensor | None = None
         self._open_BT: Tensor | None = None
 
     def before_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
-        count = self.tokens[layer].attention - self.grid.num_prefix
-        if count == self.grid.num_patches:
-            self._all = self._index_BT = self._open_BT = None
+        self._before = self._index_BT = self._open_BT = None
+        if self.tokens[layer].attention == x_BTD.shape[1]:
             return x_BTD
-        chosen_BK = self._choose(layer, x_BTD[:, self.grid.num_prefix :], count) + self.grid.num_prefix
-        prefix = torch.arange(self.grid.num_prefix).expand(len(x_BTD), -1)
-        self._all, self._index_BT = x_BTD, torch.cat([prefix, chosen_BK], 1)
+        self._before, self._index_BT = x_BTD, self._choose(layer, x_BTD)
         return _gather(x_BTD, self._index_BT)
 
     def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
-        if self._all is None or self._index_BT is None:
+        if self._before is None or self._index_BT is None:
             return x_BTD
-        if self._open_BT is not None:
-            before = _gather(self._all, self._index_BT)
-            x_BTD = before + self._open_BT[..., None] * (x_BTD - before)
+        x_BTD = self._opened(x_BTD)
         index = self._index_BT[..., None].expand_as(x_BTD)
         # In place: the packed rows that these are a view of were replaced by those of the gathered tokens.
         if torch.is_grad_enabled():
-            return self._all.scatter(1, index, x_BTD)
-        return self._all.scatter_(1, index, x_BTD)
+            return self._before.scatter(1, index, x_BTD)
+        return self._before.scatter_(1, index, x_BTD)
 
-    def _choose(self, layer: int, patches_BND: Tensor, count: int) -> Tensor:
-        """Patches that run [B, count], ascending."""
-        gate = self.routing.gates[layer]
+    def _opened(self, x_BTD: Tensor) -> Tensor:
+        """In training, the layer's output with the gates' gradient; otherwise itself."""
+        if self._open_BT is None or self._before is None or self._index_BT is None:
+            return x_BTD
+        before = _gather(self._before, self._index_BT)
+        return before + self._open_BT[..., None] * (x_BTD - before)
+
+    def _choose(self, layer: int, x_BTD: Tensor) -> Tensor:
+        """Tokens that run [B, tokens of the layer]: the prefix, and the patches with the highest scores."""
+        prefix, gate = self.grid.num_prefix, self.routing.gates[layer]
         assert isinstance(gate, Gate)
-        scores_BN = gate(patches_BND)
-        if not self.routing.training:
-            return _highest(scores_BN, count)
-        chosen = _highest(scores_BN + self.routing.noise * _logistic_like(scores_BN), count)
-        share = min(max(count, 0.5), self.grid.num_patches - 0.5) / self.grid.num_patches
+        count, scores_BN = self.tokens[layer].attention - prefix, gate(x_BTD[:, prefix:])
+        if self.routing.training:
+            chosen = (scores_BN + self.routing.noise * _logistic_like(scores_BN)).topk(count, dim=1).indices
+            self._note(gate, scores_BN, chosen)
+        else:
+            chosen = scores_BN.topk(count, dim=1, sorted=False).indices
+        return torch.cat([torch.arange(prefix).expand(len(x_BTD), -1), chosen + prefix], 1)
+
+    def _note(self, gate: Gate, scores_BN: Tensor, chosen_BK: Tensor) -> None:
+        """What the losses read, and what the gradient passes through."""
+        num_patches, count = scores_BN.shape[1], chosen_BK.shape[1]
+        share = min(max(count, 0.5), num_patches - 0.5) / num_patches
         p_BN = gate.probabilities(scores_BN, share)
-        self.routing.records.append(GateRecord(scores_BN, p_BN.mean(), share))
-        p_BK = p_BN.gather(1, chosen)
+        self.routing.records.append(GateRecord(scores_BN, p_BN.mean(), share, self._patches()))
+        p_BK = p_BN.gather(1, chosen_BK)
         self._open_BT = F.pad(1.0 + p_BK - p_BK.detach(), (self.grid.num_prefix, 0), value=1.0)
-        return chosen
+
+    def _patches(self) -> Tensor | None:
+        """Which patches [B, N] the gate sees; None = all."""
+        return None
 
     @property
     def sizes_BT(self) -> Tensor | None:
@@ -152,14 +170,46 @@ class _Route(Pass):
         return Trace(trace.owner, ran[:, self.grid.num_prefix :])
 
 
+class _Stop(_Route):
+    """Tokens that do not run a layer are done: they stay as they are, and no later gate looks at them."""
+
+    def __init__(self, routing: Routing, grid: Grid, schedule: Schedule) -> None:
+        super().__init__(routing, grid, schedule)
+        self._going_BT: Tensor | None = None
+        """Places of the tokens that go on, among all; None = all do."""
+        self._stopped: list[tuple[Tensor | None, Tensor]] = []
+        """Before each layer that some stop at: those that got there, and where they belong."""
+
+    def before_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
+        chosen_BTD = super().before_layer(layer, x_BTD)
+        if self._index_BT is not None:
+            self._stopped.append((self._going_BT, x_BTD))
+            going = self._going_BT
+            self._going_BT = self._index_BT if going is None else going.gather(1, self._index_BT)
+        return chosen_BTD
+
+    def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
+        return self._opened(x_BTD)
+
+    def restore(self, x_BTD: Tensor) -> Tensor:
+        found = x_BTD
+        for places, tokens_BTD in [*self._stopped, (self._going_BT, x_BTD)]:
+            index = None if places is None else places[..., None].expand_as(tokens_BTD)
+            found = tokens_BTD if index is None else found.scatter(1, index, tokens_BTD)
+        return found
+
+    def _patches(self) -> Tensor | None:
+        return None if self._going_BT is None else self._going_BT[:, self.grid.num_prefix :] - self.grid.num_prefix
+
+    def trace(self, num_items: int) -> Trace:
+        owner = torch.full((num_items, self.grid.num_tokens), -1)
+        going = torch.arange(self.grid.num_tokens).expand(num_items, -1) if self._going_BT is None else self._going_BT
+        owner = owner.scatter(1, going, going)[:, self.grid.num_prefix :]
+        return Trace(owner, owner >= 0)
+
+
 def _gather(x_BTD: Tensor, index_BK: Tensor) -> Tensor:
     return x_BTD.gather(1, index_BK[..., None].expand(-1, -1, x_BTD.shape[2]))
-
-
-def _highest(scores_BN: Tensor, count: int) -> Tensor:
-    """Indices of the highest scores [B, count], ascending."""
-    indices: Tensor = scores_BN.topk(count, dim=1).indices.sort(dim=1).values
-    return indices
 
 
 def _logistic_like(x: Tensor) -> Tensor:

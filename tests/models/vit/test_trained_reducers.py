@@ -33,10 +33,11 @@ DOCUMENT = {
     "reducers": {"route": {"profile": PROFILE}, "slim": {"before": [1, 2]}},
 }
 NAMES = ("route", "slim")
+STOPPING = {**DOCUMENT, "reducers": {"route": {"profile": [1.0, 0.6, 0.4, 0.3], "early_stop": True}}}
 
 
-def _randomised() -> ViT:
-    vit = ViT(ViTConfig.from_hf(DOCUMENT))
+def _randomised(document: dict[str, Any] = DOCUMENT) -> ViT:
+    vit = ViT(ViTConfig.from_hf(document))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in vit.named_parameters():
@@ -48,6 +49,11 @@ def _randomised() -> ViT:
 @pytest.fixture(scope="module")
 def trained() -> ViT:
     return _randomised().prepare_serving(0)
+
+
+@pytest.fixture(scope="module")
+def stopping() -> ViT:
+    return _randomised(STOPPING).prepare_serving(0)
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +89,20 @@ def test_little_of_a_budget_is_left_over(trained: ViT, name: str, budget: float)
     assert share == pytest.approx(max(budget, least), abs=0.04)
 
 
+@pytest.mark.parametrize("early_stop", [False, True])
 @given(data=st.data())
-def test_what_an_item_gets_does_not_depend_on_its_batch_mates(trained: ViT, images: torch.Tensor, data: Any) -> None:
-    full = trained.config.architecture.full
+def test_what_an_item_gets_does_not_depend_on_its_batch_mates(
+    trained: ViT, stopping: ViT, images: torch.Tensor, early_stop: bool, data: Any
+) -> None:
+    vit = stopping if early_stop else trained
+    full, names = vit.config.architecture.full, ("route", "merge") if early_stop else (*NAMES, "merge")
     subnets = [full, SubNetwork((4, 4, 0, 0), (48, 24, 0, 0)), SubNetwork((2, 2, 2, 2), (16, 16, 16, 16))]
-    reductions = [None, *(Reduction(name, b) for name in (*NAMES, "merge") for b in (0.3, 0.5, 0.8))]
+    reductions = [None, *(Reduction(name, b) for name in names for b in (0.3, 0.5, 0.8))]
     drawn = st.tuples(st.integers(0, 5), st.sampled_from(subnets), st.sampled_from(reductions))
     items = [Item(images[i], s, r) for i, s, r in data.draw(st.lists(drawn, min_size=2, max_size=6))]
-    together = trained.run(items, ["logits"])
+    together = vit.run(items, ["logits"])
     for item, output in zip(items, together, strict=True):
-        (alone,) = trained.run([item], ["logits"])
+        (alone,) = vit.run([item], ["logits"])
         torch.testing.assert_close(output.tensors["logits"], alone.tensors["logits"], atol=1e-5, rtol=1e-5)
         assert output.tokens_kept == alone.tokens_kept
 
@@ -117,6 +127,37 @@ def test_tokens_that_are_passed_by_stay_as_they_are(trained: ViT, images: torch.
     assert torch.equal(put_back[:, 1:][~ran], x_BTD[:, 1:][~ran])
     assert torch.equal(put_back[:, 1:][ran], x_BTD[:, 1:][ran] + 1.0)
     assert torch.equal(put_back[:, 0], x_BTD[:, 0] + 1.0)
+
+
+def test_tokens_that_stop_stay_and_are_never_looked_at_again(stopping: ViT) -> None:
+    way = stopping.reducers["route"].begin(stopping.config.base_grid, 4, 0.4)
+    x_BTD, expected = torch.randn(2, 37, 32), torch.zeros(2, 36)
+    going, before = x_BTD, torch.ones(2, 36, dtype=torch.bool)
+    for layer in range(4):
+        going = way.after_layer(layer, way.before_layer(layer, going) + 1.0)
+        assert going.shape == (2, way.tokens[layer].attention, 32)
+        ran = way.trace(2).ran
+        assert torch.equal(ran, way.trace(2).owner >= 0)
+        assert not (ran & ~before).any()
+        expected, before = expected + ran, ran
+    added = way.restore(going) - x_BTD
+    torch.testing.assert_close(added[:, 1:], expected[..., None].expand(-1, -1, 32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(added[:, 0], torch.full((2, 32), 4.0), atol=1e-5, rtol=0)
+    assert torch.equal(way.restore(going)[:, 1:][expected == 0], x_BTD[:, 1:][expected == 0])
+
+
+def test_both_kinds_of_routing_run_the_same_tokens_until_one_comes_back(
+    trained: ViT, stopping: ViT, images: torch.Tensor
+) -> None:
+    shared = {name: value for name, value in trained.state_dict().items() if "slim" not in name}
+    stopping = _randomised(STOPPING).prepare_serving(0)
+    stopping.load_state_dict(shared)
+    full = trained.config.architecture.full
+    back, done = (vit.explain(Item(images[0], full, Reduction("route", 0.4))) for vit in (trained, stopping))
+    first = trained.reducers["route"].schedule(trained.config.base_grid, 4, 0.4)[0].attention
+    assert back[0].ran.sum() == first - 1
+    assert abs(int(done[0].ran.sum()) - first + 1) <= 2
+    assert (done[0].ran & back[0].ran).sum() >= min(done[0].ran.sum(), back[0].ran.sum())
 
 
 def test_the_highest_scores_run(trained: ViT) -> None:
@@ -151,14 +192,16 @@ def test_every_parameter_of_a_reducer_learns(images: torch.Tensor, name: str) ->
         assert parameter.grad.abs().sum() > 0 or key.endswith("fc2.bias"), key
 
 
-def test_a_gate_learns_from_the_task_alone(images: torch.Tensor) -> None:
-    vit = _randomised().train()
+@pytest.mark.parametrize("document", [DOCUMENT, STOPPING])
+def test_a_gate_learns_from_the_task_alone(images: torch.Tensor, document: dict[str, Any]) -> None:
+    vit = _randomised(document).train()
     vit(images, reduction=Reduction("route", 0.35))["logits"].square().mean().backward()
     assert all(gate.fc2.weight.grad.abs().sum() > 0 for gate in vit.reducers["route"].gates)
 
 
-def test_training_without_noise_runs_what_serving_runs(images: torch.Tensor) -> None:
-    vit = _randomised().train()
+@pytest.mark.parametrize("document", [DOCUMENT, STOPPING])
+def test_training_without_noise_runs_what_serving_runs(images: torch.Tensor, document: dict[str, Any]) -> None:
+    vit = _randomised(document).train()
     reduction = Reduction("route", 0.4)
     learning = vit(images, reduction=reduction)["logits"]
     serving = vit.eval()(images, reduction=reduction)["logits"]
