@@ -20,7 +20,11 @@ from safetensors.torch import save_file
 
 from stepwell.models.config import DecoderConfig
 from stepwell.models.decoder import Decoder
-from stepwell.models.ladder import LADDER_FILE, LadderSet, full_size_only, load_ladders
+from stepwell.models.fields import ConfigError, read_json
+from stepwell.models.image_input import ImageInput
+from stepwell.models.ladder import LADDER_FILE, LadderSet, load_ladders, unmeasured_ladders
+from stepwell.models.one_shot import OneShotConfig, OneShotModel
+from stepwell.models.registry import predictor_package, type_of
 from stepwell.models.tokenizer import Tokenizer
 from stepwell.models.weights import WEIGHTS_FILE, ModelLoadError, fill
 
@@ -44,16 +48,19 @@ class ModelFiles:
 
     name: str
     path: Path
-    config: DecoderConfig
+    config: DecoderConfig | OneShotConfig
     tokenizer: Tokenizer | None
     """None if the checkpoint has no ``tokenizer.json``: then it takes and gives token ids only."""
     ladders: LadderSet
+    image_input: ImageInput | None
+    """How it wants its images; None if it takes none."""
 
 
 @dataclass(frozen=True)
 class LoadedModel(ModelFiles):
-    """A model ready to run."""
+    """A decoder ready to run."""
 
+    config: DecoderConfig
     decoder: Decoder
 
 
@@ -64,7 +71,7 @@ def shipped_models() -> list[str]:
 
 
 def open_model(spec: str, dtype: torch.dtype | None = None) -> LoadedModel:
-    """Open a model.
+    """Open a decoder.
 
     Args:
         spec: a directory in Hugging Face layout, a shipped name (:func:`shipped_models`) or a hub id (``owner/name``).
@@ -76,7 +83,10 @@ def open_model(spec: str, dtype: torch.dtype | None = None) -> LoadedModel:
 
 
 def load_weights(files: ModelFiles, dtype: torch.dtype | None = None) -> LoadedModel:
-    """The model of ``files`` with its weights, in ``dtype`` (None = the one ``config.json`` states)."""
+    """The decoder of ``files`` with its weights, in ``dtype`` (None = the one ``config.json`` states)."""
+    if not isinstance(files.config, DecoderConfig):
+        what = f"model_type {files.config.model_type!r} generates no text"
+        raise ModelLoadError(f"{files.path / 'config.json'}: {what}; give a decoder")
     decoder = _load_decoder(files.path, files.config, dtype or files.config.dtype)
     return LoadedModel(**vars(files), decoder=decoder)
 
@@ -85,15 +95,44 @@ def read_files(spec: str) -> ModelFiles:
     """Everything of a model but its weights; ``spec`` and errors as in :func:`open_model`."""
     directory = _locate(spec)
     try:
-        config = DecoderConfig.from_directory(directory)
+        config = _read_config(directory)
         tokenizer_file = directory / "tokenizer.json"
         tokenizer = Tokenizer.from_file(tokenizer_file) if tokenizer_file.is_file() else None
         ladder_file = directory / LADDER_FILE
         architecture = config.architecture
-        ladders = load_ladders(ladder_file, architecture) if ladder_file.is_file() else full_size_only(architecture)
+        ladders = load_ladders(ladder_file, architecture) if ladder_file.is_file() else unmeasured_ladders(architecture)
+        images = None if isinstance(config, DecoderConfig) else _image_input(directory, config)
     except ValueError as error:
         raise ModelLoadError(str(error)) from error
-    return ModelFiles(Path(os.path.abspath(spec)).name, directory, config, tokenizer, ladders)
+    return ModelFiles(Path(os.path.abspath(spec)).name, directory, config, tokenizer, ladders, images)
+
+
+def load_predictor(files: ModelFiles, dtype: torch.dtype | None = None) -> OneShotModel:
+    """The model of ``files``, which answers as a whole, with its weights in ``dtype`` (None = the one ``config.json``
+    states). Raises ModelLoadError."""
+    config = files.config
+    assert not isinstance(config, DecoderConfig), "decoders generate"
+    package = predictor_package(config.model_type)
+    assert package is not None
+    try:
+        return package.load_model(files.path, config, dtype or config.dtype)
+    except ModelLoadError:
+        raise
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from error
+
+
+def _read_config(directory: Path) -> DecoderConfig | OneShotConfig:
+    document = read_json(directory / "config.json")
+    try:
+        package = predictor_package(type_of(document))
+    except ConfigError as error:
+        raise ConfigError(f"{directory / 'config.json'}: {error}") from error
+    return DecoderConfig.from_directory(directory) if package is None else package.read_config(directory)
+
+
+def _image_input(directory: Path, config: OneShotConfig) -> ImageInput | None:
+    return None if config.vocab_size else ImageInput.from_directory(directory, *config.image_size)
 
 
 def save_checkpoint(directory: Path, decoder: Decoder, document: Mapping[str, Any]) -> None:

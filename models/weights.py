@@ -22,8 +22,9 @@ class ModelLoadError(ValueError):
     """A model that cannot be opened. The message names the file, the field and the remedy."""
 
 
-NameOf = Callable[[str], str | None]
-"""A checkpoint's name of a tensor -> the module's name of it, or None for one that the model has no use for."""
+NameOf = Callable[[str], str | tuple[str, ...] | None]
+"""A checkpoint's name of a tensor -> the module's name of it, or None (or no name) for one that the model has no use
+for. Several names: the tensor is these, one below the other, in equal parts."""
 
 
 def fill(module: nn.Module, directory: Path, dtype: torch.dtype, model_type: str, name_of: NameOf) -> None:
@@ -41,15 +42,17 @@ def fill(module: nn.Module, directory: Path, dtype: torch.dtype, model_type: str
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     weights: dict[str, torch.Tensor] = {}
     for file, stored_name, tensor in read_tensors(directory):
-        name = name_of(stored_name)
-        if name in shapes:
-            _check_tensor(file, stored_name, tensor, shapes[name])
+        found = name_of(stored_name)
+        names = (found,) if isinstance(found, str) else found or ()
+        parts = tensor.tensor_split(len(names)) if len(names) > 1 else [tensor] * len(names)
+        for name, part in zip(names, parts, strict=True):
+            if name not in shapes:
+                raise ModelLoadError(
+                    f"{file}: unexpected tensor {stored_name}; config.json (model_type {model_type}) has no such part"
+                )
+            _check_tensor(file, stored_name, part, shapes[name])
             # A copy: the file stays mapped otherwise, and cutting it short would kill the process.
-            weights[name] = tensor.to(dtype, copy=True)
-        elif name is not None:
-            raise ModelLoadError(
-                f"{file}: unexpected tensor {stored_name}; config.json (model_type {model_type}) has no such part"
-            )
+            weights[name] = part.to(dtype, copy=True)
     if missing := shapes.keys() - weights.keys():
         raise ModelLoadError(
             f"{directory}: {len(missing)} tensors are missing, the first is {min(missing)}; fetch all files of the "

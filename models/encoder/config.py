@@ -75,6 +75,16 @@ class EncoderConfig:
         return "encode"
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """It takes texts."""
+        return 0, 0
+
+    @property
+    def unit_parameters(self) -> tuple[int, int, int]:
+        """See :class:`~stepwell.models.one_shot.OneShotConfig`."""
+        return 4 * self.hidden_size * self.head_dim, 2 * self.hidden_size, 0
+
+    @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
 

@@ -18,7 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from stepwell.models.loader import ModelLoadError, open_model, save_checkpoint, shipped_models
+from stepwell.models.config import DecoderConfig
+from stepwell.models.loader import (
+    ModelLoadError,
+    load_predictor,
+    open_model,
+    read_files,
+    save_checkpoint,
+    shipped_models,
+)
 
 WEIGHTS = "model.safetensors"
 TOKENS = torch.tensor([[3, 1, 4, 1, 5]])
@@ -89,11 +97,21 @@ def test_an_open_model_does_not_need_its_files(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", shipped_models())
 def test_shipped_models_open_by_name(name: str) -> None:
-    opened = open_model(name)
-    assert opened.name == name
-    assert opened.tokenizer is not None
-    assert opened.tokenizer.vocab_size <= opened.config.vocab_size
-    assert opened.ladders.subnet("max") == opened.config.architecture.full
+    files = read_files(name)
+    assert files.name == name
+    assert files.ladders.subnet("max") == files.config.architecture.full
+    if isinstance(files.config, DecoderConfig):
+        assert open_model(name).decoder.config == files.config
+        assert files.tokenizer is not None
+        assert files.tokenizer.vocab_size <= files.config.vocab_size
+    else:
+        assert files.image_input is not None
+        assert load_predictor(files).config == files.config
+
+
+def test_a_model_that_generates_no_text_is_no_decoder() -> None:
+    with pytest.raises(ModelLoadError, match="model_type 'vit' generates no text; give a decoder"):
+        open_model("routed-vit")
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-4, 0.01, 0.05, 0.3, 0.9, 0.99999])
@@ -195,7 +213,7 @@ def test_weights_that_do_not_fit_the_configuration(
         ({"num_hidden_layers": 2}, ["9 tensors are missing", "model.layers.1."]),
         ({"num_key_value_heads": 4}, ["k_proj.weight", "[16, 32]", "[32, 32]"]),
         ({"model_type": "qwen3"}, ["tensors are missing", "k_norm"]),
-        ({"model_type": "gpt2"}, ["config.json: model_type: 'gpt2'", "llama, mistral, qwen2, qwen3"]),
+        ({"model_type": "gpt2"}, ["config.json: model_type: 'gpt2'", "gpt2", "llama", "mistral"]),
         ({"hidden_act": "gelu"}, ["config.json: hidden_act: 'gelu'"]),
         ({"rope_parameters": {"rope_type": "yarn"}}, ["config.json: rope_scaling.rope_type: 'yarn'"]),
         ({"max_position_embeddings": 10**13}, ["config.json: max_position_embeddings", str(10**13)]),

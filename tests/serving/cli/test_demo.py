@@ -11,7 +11,8 @@ from stepwell.serving.cli import demo
 from stepwell.serving.cli.demo_load import NUM_FAILING, mixed_load
 from stepwell.serving.cli.demo_plot import save_plot
 from stepwell.serving.cli.demo_run import run_demo
-from stepwell.serving.hosting import open_decoder
+from stepwell.serving.cli.demo_vision import run_vision, vision_document, vision_text
+from stepwell.serving.hosting import open_in_thread
 from stepwell.serving.runner import DecoderRunner
 
 
@@ -23,7 +24,7 @@ def ran() -> SimpleNamespace:
 
     def open_patient(config, observer):
         """In this process, where the runner can be watched; and with a policy that refuses nobody on a slow machine."""
-        return open_decoder(replace(config, policy="max_quality"), observer)
+        return open_in_thread(replace(config, policy="max_quality"), observer)
 
     def spy(self, steps):
         calls.append((len(steps), frozenset(step.point.name for step in steps)))
@@ -126,7 +127,7 @@ def test_the_load_is_mixed_whatever_its_size(ran, num_requests):
 
 
 def test_the_command_prints_a_table_and_saves_the_plot(stepwell, tmp_path):
-    ran = stepwell("demo", "--requests", 5, "--out", tmp_path / "made")
+    ran = stepwell("demo", "--requests", 5, "--vision", "none", "--out", tmp_path / "made")
     assert ran.status == 0, ran.err
     assert len(re.findall(r"^[0-4]  ", ran.out, re.MULTILINE)) == 5
     assert "5 requests at once over gRPC" in ran.out
@@ -138,6 +139,32 @@ def test_json_is_one_document(stepwell, tmp_path):
     assert ran.status == 0, ran.err
     assert len(ran.document["requests"]) == 4
     assert ran.document["plot"] == str(tmp_path / "demo.png")
+    seen = ran.document["vision"]
+    assert seen["model"] == "routed-vit"
+    assert len(seen["requests"]) == 4
+    assert (tmp_path / "routes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_at_budgets_of_their_own_share_steps():
+    def open_patient(config, observer):
+        return open_in_thread(replace(config, policy="max_quality", profile="default"), observer)
+
+    outcome = run_vision("routed-vit", 24, open_patient)
+    document = vision_document(outcome)
+    assert document["summary"]["served"] >= 20, "only those with a deadline may be late"
+    assert document["summary"]["right"] >= 0.7 * document["summary"]["served"]
+    assert document["summary"]["points_served"] >= 6
+    assert document["summary"]["most_points_in_step"] >= 3
+    for request in document["requests"]:
+        asked, report = request["asked"], request["report"]
+        if report is None:
+            continue
+        if pinned := asked.get("operating_point"):
+            assert report["operating_point"] == pinned
+        if budget := asked.get("token_budget"):
+            assert report["tokens_kept"] <= budget * report["prompt_tokens"] + 1
+        assert report["quality"] >= asked.get("min_quality", 0.0)
+    assert "images at once over gRPC" in vision_text(outcome)
 
 
 def test_a_bad_model_is_one_line(stepwell, tmp_path):

@@ -75,3 +75,35 @@ def test_recipes_that_cannot_be_used_are_one_line(stepwell, arguments, tmp_path)
     assert "recipe" in stepwell(*arguments[:-4], "--recipe", tmp_path / "missing.json").error
     recipe.write_text("{}")
     assert "num_steps" in stepwell(*arguments[:-1], 0).error
+
+
+TINY_VISION = {
+    "hidden_size": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "ffn_channels": 16,
+    "batch_size": 8,
+    "num_held_out": 24,
+    "checkpoint_every": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("training", "extra", "ladders"),
+    [
+        ("routed", {"dense_steps": 2, "route_profile": [1.0, 0.5], "slim_before": [1]}, {"route", "slim", "merge"}),
+        ("supernet", {"depths": [1, 2], "ffn_widths": [8, 16], "heads": [1, 2]}, {"default", "w8-h1", "w16-h2"}),
+    ],
+)
+def test_vision_recipes_write_models_that_other_commands_open(stepwell, tmp_path, training, extra, ladders):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(TINY_VISION | extra))
+    arguments = ["train", training, "--out", tmp_path / "run", "--recipe", recipe, "--steps", 2]
+    ran = stepwell(*arguments, "--json")
+    assert ran.status == 0, ran.err
+    assert "2/2" in ran.err
+    document = stepwell("ladder", ran.document["model"], "--json").document
+    assert document["task"] == "classify"
+    assert ladders <= {ladder["name"] for ladder in document["ladders"]}
+    assert "--resume" in stepwell(*arguments).error
+    assert stepwell(*arguments, "--resume").status == 0

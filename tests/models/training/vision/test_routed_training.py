@@ -1,0 +1,99 @@
+"""Whole runs of the two-stage recipe at tiny sizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stepwell.models.ladder import LadderSet, load_ladders
+from stepwell.models.training.vision.config import RoutedConfig
+from stepwell.models.training.vision.evaluate import accuracy, held_out_scenes
+from stepwell.models.training.vision.publish import BUDGETS
+from stepwell.models.training.vision.routed import sample_budgets, train
+from stepwell.models.training.vision.steps import SceneProgress
+from stepwell.models.vit import load_model, read_config
+from stepwell.models.vit.model import ViT
+
+
+class StoppedError(Exception):
+    """A run that is interrupted."""
+
+
+def _open(folder: Path) -> tuple[ViT, LadderSet]:
+    config = read_config(folder)
+    return load_model(folder, config, torch.float32), load_ladders(folder / "ladder.json", config.architecture)
+
+
+def test_a_run_writes_a_model_whose_ladders_say_what_was_measured(routed: RoutedConfig) -> None:
+    seen: list[SceneProgress] = []
+    vit, ladders = _open(train(routed, seen.append))
+    assert [(p.stage, p.step) for p in seen] == [(s, n) for s in ("dense", "reducers") for n in (1, 2, 3, 4)]
+    assert str(seen[-1]).startswith("reducers 4/4  full=")
+    assert set(ladders.ladders) == {"route", "slim", "merge"}
+    scenes = held_out_scenes(routed.seed, routed.num_held_out)
+    for name, ladder in ladders.ladders.items():
+        assert [level.budget for level in ladder.levels] == list(BUDGETS)
+        for level in ladder.levels[::3]:
+            assert level.reduction is None or level.reduction.reducer == name
+            assert level.metric == pytest.approx(accuracy(vit, scenes, reduction=level.reduction), abs=1e-3)
+    files = {file.name for file in (routed.output / "model").iterdir()}
+    assert files == {"config.json", "model.safetensors", "ladder.json", "evaluation.json", "preprocessor_config.json"}
+
+
+def test_training_lowers_the_losses(routed: RoutedConfig) -> None:
+    seen: list[SceneProgress] = []
+    train(replace(routed, dense_steps=40, batch_size=16), seen.append)
+    dense = [progress.losses["patches"] for progress in seen if progress.stage == "dense"]
+    assert dense[-1] < dense[0] - 1.0
+    assert all(torch.isfinite(torch.tensor(list(progress.losses.values()))).all() for progress in seen)
+
+
+@pytest.mark.parametrize("stage", ["dense", "reducers"])
+def test_an_interrupted_run_ends_with_the_same_weights(routed: RoutedConfig, tmp_path: Path, stage: str) -> None:
+    whole = train(routed)
+
+    def interrupt(progress: SceneProgress) -> None:
+        if (progress.stage, progress.step) == (stage, 3):
+            raise StoppedError
+
+    broken = replace(routed, output=tmp_path / "broken")
+    with pytest.raises(StoppedError):
+        train(broken, interrupt)
+    steps: list[tuple[str, int]] = []
+    resumed = train(broken, lambda progress: steps.append((progress.stage, progress.step)))
+    assert steps[0] == (stage, 3)
+    name = "model.safetensors"
+    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_resuming_with_another_recipe_is_refused(routed: RoutedConfig) -> None:
+    train(routed)
+    with pytest.raises(ValueError, match=r"least_budget: the checkpoint .* got 0\.5"):
+        train(replace(routed, least_budget=0.5))
+
+
+def test_budgets_are_drawn_by_step_and_small_ones_more_often() -> None:
+    config = RoutedConfig(output=Path())
+    drawn = [sample_budgets(config, step)["route"] for step in range(400)]
+    assert drawn == [sample_budgets(config, step)["route"] for step in range(400)]
+    assert config.least_budget <= min(drawn) < max(drawn) < 1.0
+    assert sum(budget < 0.5 for budget in drawn) > 220
+
+
+def test_the_recipe_survives_json(routed: RoutedConfig) -> None:
+    document = json.loads(json.dumps(routed.to_json()))
+    assert RoutedConfig.from_json(document, routed.output) == routed
+    with pytest.raises(ValueError, match="temperature: not a field"):
+        RoutedConfig.from_json({**document, "temperature": 1}, routed.output)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("hidden_size", 18), ("num_steps", 0), ("least_budget", 1.0), ("decay_share", 0.0)]
+)
+def test_a_recipe_that_cannot_run_names_the_field(routed: RoutedConfig, field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field}: .*{value}"):
+        replace(routed, **{field: value})
