@@ -57,6 +57,8 @@ class EncoderConfig:
     norm_bias: bool = True
     attention_bias: bool = True
     ffn_bias: bool = True
+    gated_ffn: bool = False
+    """``activation(up(x)) * gate(x)`` rather than ``activation(up(x))``."""
     relative: RelativePositions | None = None
     """How disentangled attention sees positions (DeBERTa); None = attention of another kind."""
     rotary: tuple[RotaryLayer, ...] = ()
@@ -82,7 +84,12 @@ class EncoderConfig:
     @property
     def unit_parameters(self) -> tuple[int, int, int]:
         """See :class:`~stepwell.models.one_shot.OneShotConfig`."""
-        return 4 * self.hidden_size * self.head_dim, 2 * self.hidden_size, 0
+        of_distances = 0 if self.relative is None else self.relative.num_projections
+        always = 0
+        if self.relative is not None and (convolution := self.relative.convolution) is not None:
+            always = convolution.kernel_size * self.hidden_size**2 // convolution.num_groups
+        of_head = (4 + of_distances) * self.hidden_size * self.head_dim
+        return of_head, (3 if self.gated_ffn else 2) * self.hidden_size, always
 
     @property
     def head_dim(self) -> int:

@@ -44,6 +44,11 @@ class RelativePositions:
     enhanced_head: bool = False
     """The head for words is the one that DeBERTa was trained with, not the one that looks like BERT's."""
 
+    @property
+    def num_projections(self) -> int:
+        """Layers of each attention that project distances and nothing else."""
+        return 0 if self.shares_projections else self.content_to_position + self.position_to_content
+
     def table_rows(self, longest: int) -> Tensor:
         """Row of the table of each distance ``query - key`` from ``1 - longest`` to ``longest - 1``: int64
         [2 * longest - 1]."""

@@ -36,6 +36,7 @@ def read(document: Mapping[str, Any]) -> EncoderConfig:
         norm_bias=read_flag(document, "norm_bias"),
         attention_bias=read_flag(document, "attention_bias"),
         ffn_bias=read_flag(document, "mlp_bias"),
+        gated_ffn=True,
         rotary=_rotary(document, fields["num_layers"]),
         **_head(document),
     )

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
 from stepwell.models.encoder import EncoderConfig
+from stepwell.models.encoder.families import ENCODER_TYPES
 from stepwell.models.encoder.positions import Convolution, RelativePositions, RotaryLayer
 from stepwell.models.fields import ConfigError
+from stepwell.models.registry import PREDICTORS
 
 SMALL = {"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
 V1 = {"model_type": "deberta", "relative_attention": True, "pos_att_type": "c2p|p2c", **SMALL}
@@ -64,6 +66,33 @@ def test_layers_of_modernbert_alternate() -> None:
         read(MODERN, layer_types=["sliding_attention"] * 4, local_rope_theta=7, local_attention=10).rotary
         == (RotaryLayer(7.0, 5),) * 4
     )
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("bert", {}),
+    ("deberta", {"type_vocab_size": 0}),
+    ("deberta", {"type_vocab_size": 0, "pos_att_type": ["c2p"]}),
+    ("deberta-v2", {}),
+    ("deberta-v2", {"share_att_key": False}),
+    ("deberta-v2", {"conv_kernel_size": 3, "conv_groups": 4}),
+    ("modernbert", {}),
+]
+
+
+@pytest.mark.parametrize(("brand", "fields"), VARIANTS)
+def test_parameters_of_units_are_the_matrices_of_the_layers(
+    brand: str, fields: dict[str, Any], open_encoder: Any
+) -> None:
+    encoder = open_encoder(brand, **fields)
+    head, channel, always = encoder.config.unit_parameters
+    units = encoder.config.architecture
+    stated = units.num_layers * (units.num_kv_groups * head + units.ffn_channels * channel) + always
+    matrices = [weight.numel() for weight in encoder.layers.parameters() if weight.dim() > 1]
+    assert stated == sum(matrices)
+
+
+def test_every_family_can_be_served() -> None:
+    assert {kind for kind, package in PREDICTORS.items() if package == "stepwell.models.encoder"} == set(ENCODER_TYPES)
 
 
 @given(
