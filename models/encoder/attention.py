@@ -80,9 +80,13 @@ class PackedAttention:
         blocks = self.blocks.of(span.rows)
         for block in blocks:
             q, k, v = (block.split(x) for x in (q_RHd, k_RHd, v_RHd))
-            out_RU[block.rows] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
+            out_RU[block.rows] = self.attend(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
         out_RU[blocks[-1].rows.stop :] = 0  # fillers: memory that was never written may be slow to multiply
         return out_RU
+
+    def attend(self, q_NHnd: Tensor, k_NHnd: Tensor, v_NHnd: Tensor) -> Tensor:
+        """Attention of texts of equal length: [texts, heads, length, d] each -> [texts, heads, length, d]."""
+        return F.scaled_dot_product_attention(q_NHnd, k_NHnd, v_NHnd)
 
 
 class FullAttention(nn.Module):

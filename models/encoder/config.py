@@ -16,6 +16,7 @@ import torch
 from stepwell.models.encoder.families import family_of
 from stepwell.models.encoder.heads import HeadConfig
 from stepwell.models.encoder.pooling import Pooling, read_pooling
+from stepwell.models.encoder.positions import RelativePositions, RotaryLayer
 from stepwell.models.fields import ConfigError, read_json
 from stepwell.models.ladder import Architecture
 from stepwell.models.one_shot import Task
@@ -36,7 +37,7 @@ class EncoderConfig:
     num_heads: int
     ffn_channels: int
     max_positions: int
-    """Rows of the table of positions."""
+    """Rows of the table of positions; the longest text where there is no table."""
     norm_eps: float
     activation: str
     """Of the FFN; a name of :data:`~stepwell.models.kernels.activations.ACTIVATIONS`."""
@@ -45,10 +46,23 @@ class EncoderConfig:
     """Token types that the checkpoint has; every token is of type 0. 0 = none."""
     embedding_size: int | None = None
     """Width of the embeddings if a projection to ``hidden_size`` follows (ALBERT); None = ``hidden_size``, none."""
+    projects_before_norm: bool = False
+    """That projection has no bias and the embeddings' norm follows it (DeBERTa); else it follows the norm."""
+    position_table: bool = True
+    """Embeddings of absolute positions are added to those of words."""
     positions_after_padding: bool = False
     """Positions count tokens that are not padding, from ``pad_token_id + 1`` (RoBERTa); else all, from 0."""
     pre_norm: bool = False
     """Norms before each sub-layer and after the last; else after each."""
+    norm_bias: bool = True
+    attention_bias: bool = True
+    ffn_bias: bool = True
+    gated_ffn: bool = False
+    """``activation(up(x)) * gate(x)`` rather than ``activation(up(x))``."""
+    relative: RelativePositions | None = None
+    """How disentangled attention sees positions (DeBERTa); None = attention of another kind."""
+    rotary: tuple[RotaryLayer, ...] = ()
+    """What each layer's rotary attention is like (ModernBERT); empty = attention of another kind."""
     layer_modules: tuple[int, ...] = ()
     """Which stored layer each layer runs (ALBERT shares them). Empty = each its own."""
     head: HeadConfig | None = None
@@ -70,7 +84,12 @@ class EncoderConfig:
     @property
     def unit_parameters(self) -> tuple[int, int, int]:
         """See :class:`~stepwell.models.one_shot.OneShotConfig`."""
-        return 4 * self.hidden_size * self.head_dim, 2 * self.hidden_size, 0
+        of_distances = 0 if self.relative is None else self.relative.num_projections
+        always = 0
+        if self.relative is not None and (convolution := self.relative.convolution) is not None:
+            always = convolution.kernel_size * self.hidden_size**2 // convolution.num_groups
+        of_head = (4 + of_distances) * self.hidden_size * self.head_dim
+        return of_head, (3 if self.gated_ffn else 2) * self.hidden_size, always
 
     @property
     def head_dim(self) -> int:

@@ -1,4 +1,4 @@
-"""What the layers start from: words, positions and token type 0, summed, normed and, if need be, projected."""
+"""What the layers start from: words and, where a family has them, positions and token type 0; summed and normed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,35 @@ class Embeddings(nn.Module):
         size = config.embedding_size or config.hidden_size
         self.config = config
         self.word = nn.Embedding(config.vocab_size, size)
-        self.position = nn.Embedding(config.max_positions, size)
+        self.position = nn.Embedding(config.max_positions, size) if config.position_table else None
         self.token_type = nn.Embedding(config.type_vocab_size, size) if config.type_vocab_size else None
-        self.norm = nn.LayerNorm(size, config.norm_eps)
-        self.project = nn.Linear(size, config.hidden_size) if config.embedding_size else None
+        norm_size = config.hidden_size if config.projects_before_norm else size
+        self.norm = nn.LayerNorm(norm_size, config.norm_eps, bias=config.norm_bias)
+        self.project: nn.Linear | None = None
+        if config.embedding_size:
+            self.project = nn.Linear(size, config.hidden_size, bias=not config.projects_before_norm)
 
     def forward(self, batch: TextBatch) -> Tensor:
         """Token ids and positions of a batch -> [T, D]."""
-        places = self.position.weight
-        if self.token_type is not None:
-            places = places + self.token_type.weight[0]
-        x = F.embedding(batch.token_ids, self.word.weight) + F.embedding(self._positions(batch), places)
-        x = F.layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps)
-        return x if self.project is None else F.linear(x, self.project.weight, self.project.bias)
+        x = F.embedding(batch.token_ids, self.word.weight)
+        if (added := self._added(batch)) is not None:
+            x = x + added
+        if self.project is None:
+            return self._normed(x)
+        if self.config.projects_before_norm:
+            return self._normed(F.linear(x, self.project.weight))
+        return F.linear(self._normed(x), self.project.weight, self.project.bias)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps)
+
+    def _added(self, batch: TextBatch) -> Tensor | None:
+        """What is added to the words: of each row [T, E], the same for all [E], or None."""
+        token_type = None if self.token_type is None else self.token_type.weight[0]
+        if self.position is None:
+            return token_type
+        places = self.position.weight if token_type is None else self.position.weight + token_type
+        return F.embedding(self._positions(batch), places)
 
     def _positions(self, batch: TextBatch) -> Tensor:
         if not self.config.positions_after_padding:

@@ -42,6 +42,8 @@ class HeadConfig:
     dense_size: int | None = None
     """Width of the dense layer; None = the encoder's."""
     dense_bias: bool = True
+    norm_bias: bool = True
+    out_bias: bool = True
     pooling: PoolingMode = "cls"
     """What of a text the head of its classes looks at."""
     tied: bool = False
@@ -49,12 +51,12 @@ class HeadConfig:
 
 
 class TiedOutput(nn.Module):
-    """An output layer that has a bias of its own and borrows the weights of the word embeddings."""
+    """An output layer that borrows the weights of the word embeddings; a bias is its own."""
 
-    def __init__(self, table: nn.Embedding) -> None:
+    def __init__(self, table: nn.Embedding, bias: bool) -> None:
         super().__init__()
         self._tables = (table,)  # in a tuple: the parameters stay the table's
-        self.bias = nn.Parameter(torch.zeros(table.num_embeddings))
+        self.bias = nn.Parameter(torch.zeros(table.num_embeddings)) if bias else None
 
     @property
     def weight(self) -> Tensor:
@@ -69,8 +71,12 @@ class Head(nn.Module):
         self.config = config
         size = (config.dense_size or hidden_size) if config.activation else hidden_size
         self.dense = nn.Linear(hidden_size, size, bias=config.dense_bias) if config.activation else None
-        self.norm = nn.LayerNorm(size, norm_eps) if config.norm else None
-        self.out = TiedOutput(table) if config.tied else nn.Linear(size, config.num_outputs)
+        self.norm = nn.LayerNorm(size, norm_eps, bias=config.norm_bias) if config.norm else None
+        self.out: TiedOutput | nn.Linear = (
+            TiedOutput(table, config.out_bias)
+            if config.tied
+            else nn.Linear(size, config.num_outputs, bias=config.out_bias)
+        )
 
     def forward(self, x_TD: Tensor, batch: TextBatch, linear: SliceLinear) -> Tensor:
         """Hidden states [T, D] -> logits [T, outputs], or [texts, outputs] of a sequence head."""

@@ -66,8 +66,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.up = nn.Linear(config.hidden_size, config.ffn_channels)
-        self.down = nn.Linear(config.ffn_channels, config.hidden_size)
+        self.up = nn.Linear(config.hidden_size, config.ffn_channels, bias=config.ffn_bias)
+        self.down = nn.Linear(config.ffn_channels, config.hidden_size, bias=config.ffn_bias)
 
     @property
     def input_weight(self) -> Tensor:
@@ -88,8 +88,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.pre_norm = config.pre_norm
         self.attention, self.ffn = attention, ffn
-        self.attention_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
-        self.ffn_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.attention_norm: nn.Module = nn.LayerNorm(config.hidden_size, config.norm_eps, bias=config.norm_bias)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, config.norm_eps, bias=config.norm_bias)
 
     def forward(self, x_TD: Tensor, plan: LayerPlan, context: Any, linear: SliceLinear) -> Tensor:
         """Hidden states [T, D] -> [T, D]; ``context`` is what the family's layers share in this batch."""

@@ -38,7 +38,9 @@ class Encoder(nn.Module):
             family.layer(config, index, family.attention(config, index), family.feed_forward(config))
             for index in range(config.num_layer_modules)
         )
-        self.final_norm = nn.LayerNorm(config.hidden_size, config.norm_eps) if config.pre_norm else None
+        self.final_norm: nn.LayerNorm | None = None
+        if config.pre_norm:
+            self.final_norm = nn.LayerNorm(config.hidden_size, config.norm_eps, bias=config.norm_bias)
         self.head: Head | None = None
         if config.head is not None:
             self.head = Head(config.head, config.hidden_size, config.norm_eps, self._word_table)

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from stepwell.models.config import DecoderConfig
+
+class RotaryConfig(Protocol):
+    """What rotary tables follow from."""
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    @property
+    def rope_theta(self) -> float: ...
+
+    @property
+    def rope_scaling(self) -> Mapping[str, Any]:
+        """``rope_type`` (default, linear, llama3) and its fields."""
 
 
-def inverse_frequencies(config: DecoderConfig) -> Tensor:
+def inverse_frequencies(config: RotaryConfig) -> Tensor:
     """Angle per position of each pair of dimensions: float32 [head_dim / 2], radians."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     inverse = 1.0 / (config.rope_theta**exponents)
@@ -22,7 +39,7 @@ def inverse_frequencies(config: DecoderConfig) -> Tensor:
     return inverse
 
 
-def _llama3(inverse: Tensor, config: DecoderConfig) -> Tensor:
+def _llama3(inverse: Tensor, config: RotaryConfig) -> Tensor:
     """Long wavelengths are stretched by ``factor``, short ones kept, those between interpolated."""
     scaling = config.rope_scaling
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -41,7 +58,7 @@ class RotaryTable:
     The first half of a sine row is negated, as :func:`rotate` wants it.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: RotaryConfig) -> None:
         positions = torch.arange(config.max_positions, dtype=torch.float32)
         angles = torch.outer(positions, inverse_frequencies(config))
         self.cos = angles.cos().repeat(1, 2)

@@ -15,7 +15,10 @@ ENCODER_TYPES: Mapping[str, str] = {
     "albert": "albert",
     "bert": "bert",
     "camembert": "roberta",
+    "deberta": "deberta",
+    "deberta-v2": "deberta_v2",
     "distilbert": "distilbert",
+    "modernbert": "modernbert",
     "roberta": "roberta",
     "xlm-roberta": "roberta",
 }

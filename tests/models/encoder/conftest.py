@@ -37,7 +37,18 @@ TINY = {
 BRAND_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "albert": {"embedding_size": 20},
     "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 3, "n_heads": 4},
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 8,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+    },
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2, "pad_token_id": 0},
 }
+"""What is not as in BERT: of DeBERTa v2 as in the checkpoints of its third version."""
 
 
 def _random_encoder(brand: str, head: str, **fields: Any) -> PreTrainedModel:

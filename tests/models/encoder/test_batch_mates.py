@@ -31,7 +31,17 @@ LEVELS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=[("bert", "masked_lm"), ("albert", "sequence"), ("roberta", "token")])
+ENCODERS = [
+    ("bert", "masked_lm"),
+    ("albert", "sequence"),
+    ("roberta", "token"),
+    ("deberta", "token"),
+    ("deberta-v2", "sequence"),
+    ("modernbert", "masked_lm"),
+]
+
+
+@pytest.fixture(scope="module", params=ENCODERS, ids=lambda param: param[0])
 def encoder(request: Any, make_encoder: Any) -> Encoder:
     from stepwell.models.encoder import load_encoder
 
