@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +14,7 @@ from functools import partial
 from stepwell.schedulers.request import Request
 from stepwell.serving.call import GenerateCall
 from stepwell.serving.config import ServerConfig
+from stepwell.serving.courier import Arrivals
 from stepwell.serving.engine.host import EngineHost
 from stepwell.serving.engine.job import GenerationJob
 from stepwell.serving.engine.points import allowed_points, may_switch
@@ -22,7 +23,8 @@ from stepwell.serving.handoff import Chunk, Mailbox
 from stepwell.serving.metrics import Metrics
 from stepwell.serving.prompt import choose_max_tokens, pinned_point, prompt_ids
 from stepwell.serving.served_model import VERSION, ModelState, ServedModel
-from stepwell.serving.slo import parse_slo, stated_class
+from stepwell.serving.slo import hard_deadline, parse_slo, stated_class
+from stepwell.serving.verdicts import Asked, wishes_of
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ class DataPlane:
         """``clock`` is the engines' clock."""
         self.models = {served.name: served for served in models}
         self.draining = False
+        self.arrivals = Arrivals(clock)
+        """Whoever takes calls in says so here, before anything else."""
         self._config = config
         self._metrics = metrics
         self._clock = clock
@@ -103,7 +107,7 @@ class DataPlane:
         loop = asyncio.get_running_loop()
         async with served.changing:
             if served.state is not ModelState.READY:
-                await loop.run_in_executor(self._workers, served.load, loop, partial(self._lost, served))
+                await loop.run_in_executor(self._workers, served.load, loop, partial(self._lost, served), self.arrivals)
 
     def _lost(self, served: ServedModel, reason: str) -> None:
         """Load it again, for as long as that takes."""
@@ -152,12 +156,59 @@ class DataPlane:
         with self._counting_refusals(served, call, arrival_s):
             if self.draining:
                 raise _draining()
+            await self._refuse_as_before(served, call, arrival_s)
             job = await self._job(served, call, arrival_s)
             host = served.hosted.host
             mailbox = Mailbox(served.hub, whole=whole)
-            await host.submit(job, mailbox.sink)
+            await self._hand_over(served, call, job, mailbox)
         served.statistics.request_prepared(self._clock() - arrival_s)
         return host, job.request.request_id, mailbox
+
+    async def _hand_over(self, served: ServedModel, call: GenerateCall, job: GenerationJob, mailbox: Mailbox) -> None:
+        request = job.request
+        try:
+            await served.hosted.host.submit(job, mailbox.sink)
+        except RefusedError as refusal:
+            asked = Asked(
+                wishes_of(call), request.prompt_tokens, request.max_tokens, request.arrival_s, request.hard_deadline_s
+            )
+            served.verdicts.learn(asked, request.slo.slo_class, refusal, self._clock())
+            if call.wishes is not None:
+                served.verdicts.learn(
+                    asked._replace(wishes=call.wishes()), request.slo.slo_class, refusal, self._clock()
+                )
+            raise
+
+    def refuse_as_before(
+        self,
+        served: ServedModel,
+        wishes: Hashable,
+        size: tuple[int, int],
+        time_remaining_s: float | None,
+        came_s: float,
+    ) -> None:
+        """Raise, and count, the error that the engine would raise, if it has just refused a call like this.
+
+        ``size``: tokens of the prompt and to generate at most, checked.
+        """
+        if not self.accepts(served):
+            return
+        margin_s, margin_ratio = self._config.deadline_margin_ms / 1000.0, self._config.deadline_margin_ratio
+        asked = Asked(wishes, *size, came_s, hard_deadline(time_remaining_s, came_s, margin_s, margin_ratio))
+        now = self._clock()
+        if (verdict := served.verdicts.on(asked, now)) is not None:
+            refusal, slo_class = verdict
+            served.statistics.request_refused(now - came_s)
+            self._metrics.refused(served.name, slo_class, refusal.reason)
+            raise refusal
+
+    async def _refuse_as_before(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> None:
+        if not served.verdicts.any:
+            return
+        hosted = served.hosted
+        num_tokens = len(await prompt_ids(hosted, call, self._config.max_prompt_bytes))
+        size = num_tokens, choose_max_tokens(hosted, served.config, num_tokens, call.max_tokens)
+        self.refuse_as_before(served, wishes_of(call), size, call.time_remaining_s, arrival_s)
 
     async def _job(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> GenerationJob:
         hosted, config = served.hosted, self._config
