@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stepwell.models.cache import PagedKVCache
 from stepwell.models.decoder import Decoder
-from stepwell.models.ladder import full_size_only
+from stepwell.models.ladder import unmeasured_ladders
 from stepwell.models.sampling import SamplingParams
 from stepwell.schedulers.plan import Limits
 from stepwell.schedulers.registry import create_policy
@@ -62,7 +62,7 @@ def run_stepwell(decoder: Decoder, load: Load, concurrency: int) -> tuple[float,
         cache=cache,
         policy=create_policy("max_quality", limits),
         tokenizer=None,
-        ladders=full_size_only(config.architecture),
+        ladders=unmeasured_ladders(config.architecture),
         limits=limits,
         eos_token_ids=(),
     )

@@ -25,7 +25,7 @@ from stepwell.serving.app import Server
 from stepwell.serving.config import load_config
 from stepwell.serving.engine.job import GenerationJob
 from stepwell.serving.engine.points import resolve_point
-from stepwell.serving.hosting import open_decoder
+from stepwell.serving.hosting import open_in_thread
 from stepwell.serving.pb import inference_pb2, inference_pb2_grpc
 
 MODEL, PROMPT = "nested-lm", "def main("
@@ -45,7 +45,7 @@ class BareEngine:
     """The step engine alone: no data plane, no thread, no event loop."""
 
     def __init__(self) -> None:
-        self.hosted = open_decoder(load_config(None, {"models": [MODEL]}).models[0], _Nobody())
+        self.hosted = open_in_thread(load_config(None, {"models": [MODEL]}).models[0], _Nobody())
         assert self.hosted.tokenizer is not None
         self.prompt = tuple(self.hosted.tokenizer.encode(PROMPT))
         self.point = self.hosted.points[resolve_point(self.hosted.ladders, "min")]

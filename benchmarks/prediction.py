@@ -21,7 +21,7 @@ from stepwell.schedulers.cost_model import StepCostModel, step_kind
 from stepwell.schedulers.request import OperatingPoint
 from stepwell.serving.calibration import Trial, TrialRunner, TrialSequence
 from stepwell.serving.config import ModelConfig
-from stepwell.serving.hosting import prepare, warm_up
+from stepwell.serving.decoder_hosting import prepare, warm_up
 from stepwell.serving.profiles import Profile, measure_profile, profile_key
 
 NUM_WARM = 100

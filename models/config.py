@@ -6,8 +6,6 @@ file of its own.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,17 +14,17 @@ from typing import Any
 
 import torch
 
+from stepwell.models.fields import ConfigError, positive, read_dtype, read_flag, read_json, read_size
 from stepwell.models.ladder import Architecture
 
+__all__ = ["DECODER_TYPES", "ConfigError", "DecoderConfig"]
+
 DECODER_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float32}
 _ROPE_FIELDS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-_LARGEST_SIZE = 2**24
-"""No model has so many of anything; a corrupted file may, and would ask for terabytes."""
 _BRAND_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072},
@@ -34,10 +32,6 @@ _BRAND_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {"head_dim": 128, "max_position_embeddings": 32_768},
 }
 """What transformers takes for a field that is not in the file, where that is not the same for all."""
-
-
-class ConfigError(ValueError):
-    """A ``config.json`` that is not a decoder this runtime can run. The message names the field and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -95,82 +89,51 @@ class DecoderConfig:
         document = {**_BRAND_DEFAULTS[model_type], **document}
         if (activation := document.get("hidden_act", "silu")) not in ("silu", "swish"):
             raise ConfigError(f"hidden_act: {activation!r} is not supported; this decoder runs SwiGLU ('silu')")
-        hidden, heads = _size(document, "hidden_size"), _size(document, "num_attention_heads")
-        kv_heads = _size(document, "num_key_value_heads", heads)
-        head_dim = _size(document, "head_dim", hidden // heads)
+        hidden, heads = read_size(document, "hidden_size"), read_size(document, "num_attention_heads")
+        kv_heads = read_size(document, "num_key_value_heads", heads)
+        head_dim = read_size(document, "head_dim", hidden // heads)
         if heads % kv_heads:
             raise ConfigError(f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}")
         if head_dim % 2:
             raise ConfigError(f"head_dim: rotary embedding needs an even number, got {head_dim}")
-        layers = _size(document, "num_hidden_layers")
+        layers = read_size(document, "num_hidden_layers")
         theta, scaling = _rope(document)
-        attention_bias = _flag(document, "attention_bias")
+        attention_bias = read_flag(document, "attention_bias")
         return cls(
-            vocab_size=_size(document, "vocab_size"),
+            vocab_size=read_size(document, "vocab_size"),
             hidden_size=hidden,
             num_layers=layers,
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            ffn_channels=_size(document, "intermediate_size"),
-            max_positions=_size(document, "max_position_embeddings", 2048),
-            rms_eps=_positive("rms_norm_eps", document.get("rms_norm_eps", 1e-6)),
+            ffn_channels=read_size(document, "intermediate_size"),
+            max_positions=read_size(document, "max_position_embeddings", 2048),
+            rms_eps=positive("rms_norm_eps", document.get("rms_norm_eps", 1e-6)),
             rope_theta=theta,
             rope_scaling=scaling,
             layer_windows=_windows(document, model_type, layers),
             qkv_bias=attention_bias or model_type == "qwen2",
             o_bias=attention_bias and model_type != "qwen2",
-            mlp_bias=_flag(document, "mlp_bias"),
+            mlp_bias=read_flag(document, "mlp_bias"),
             qk_norm=model_type == "qwen3",
-            tied_embeddings=_flag(document, "tie_word_embeddings"),
+            tied_embeddings=read_flag(document, "tie_word_embeddings"),
             eos_token_ids=_token_ids(document, "eos_token_id"),
             bos_token_id=next(iter(_token_ids(document, "bos_token_id")), None),
-            dtype=_dtype(document.get("dtype") or document.get("torch_dtype") or "float32"),
+            dtype=read_dtype(document),
             model_type=model_type,
         )
 
     @classmethod
     def from_directory(cls, directory: Path) -> DecoderConfig:
         """Read ``config.json`` and, for the end-of-text tokens, ``generation_config.json``. Raises ConfigError."""
-        document = _read_json(directory / "config.json")
+        document = read_json(directory / "config.json")
         generation = directory / "generation_config.json"
-        if generation.is_file() and (ids := _read_json(generation).get("eos_token_id")) is not None:
+        if generation.is_file() and (ids := read_json(generation).get("eos_token_id")) is not None:
             document = {**document, "eos_token_id": ids}
         try:
             return cls.from_hf(document)
         except ConfigError as error:
             raise ConfigError(f"{directory / 'config.json'}: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error}); restore the file") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(document).__name__}; restore the file")
-    return document
-
-
-def _size(document: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = document.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_SIZE:
-        raise ConfigError(f"{key}: expected a whole number in 1..{_LARGEST_SIZE}, got {value!r}")
-    return value
-
-
-def _positive(where: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.0 < value < math.inf:
-        raise ConfigError(f"{where}: expected a number > 0, got {value!r}")
-    return float(value)
-
-
-def _flag(document: Mapping[str, Any], key: str) -> bool:
-    value = document.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise ConfigError(f"{key}: expected true or false, got {value!r}")
-    return bool(value)
 
 
 def _rope(document: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
@@ -185,7 +148,7 @@ def _rope(document: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
     if kind == "llama3":
         scaling.setdefault("original_max_position_embeddings", document.get("max_position_embeddings", 2048))
     for name in _ROPE_FIELDS[kind]:
-        _positive(f"rope_scaling.{name} (of rope_type {kind})", scaling.get(name))
+        positive(f"rope_scaling.{name} (of rope_type {kind})", scaling.get(name))
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise ConfigError(
             f"rope_scaling.high_freq_factor: must be above low_freq_factor {scaling['low_freq_factor']}, got "
@@ -194,14 +157,14 @@ def _rope(document: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
     partial = scaling.get("partial_rotary_factor", document.get("partial_rotary_factor"))
     if partial not in (None, 1.0):
         raise ConfigError(f"partial_rotary_factor: only 1.0 is supported, got {partial!r}")
-    return _positive("rope_theta", scaling.get("rope_theta", document.get("rope_theta", 10_000.0))), scaling
+    return positive("rope_theta", scaling.get("rope_theta", document.get("rope_theta", 10_000.0))), scaling
 
 
 def _windows(document: Mapping[str, Any], model_type: str, layers: int) -> tuple[int | None, ...]:
     window = document.get("sliding_window")
-    if window is None or (model_type.startswith("qwen") and not _flag(document, "use_sliding_window")):
+    if window is None or (model_type.startswith("qwen") and not read_flag(document, "use_sliding_window")):
         return ()
-    window = _size(document, "sliding_window")
+    window = read_size(document, "sliding_window")
     if (kinds := document.get("layer_types")) is not None:
         _check_layer_types(kinds, layers)
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
@@ -225,10 +188,3 @@ def _token_ids(document: Mapping[str, Any], key: str) -> tuple[int, ...]:
     if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
         raise ConfigError(f"{key}: expected a token id or a list of them, got {value!r}")
     return tuple(ids)
-
-
-def _dtype(value: Any) -> torch.dtype:
-    name = str(value).removeprefix("torch.")
-    if name not in _DTYPES:
-        raise ConfigError(f"dtype: {value!r} is not supported; use one of {', '.join(_DTYPES)}")
-    return _DTYPES[name]

@@ -100,6 +100,9 @@ class ExitStates(Generic[LevelName]):
         ``max_depth``: of the deepest sub-network the sequence may ever run; states there need not be kept.
         """
         depth = subnet.depth
+        if depth >= max_depth and not self._segments:
+            self._begun = NO_EXITS
+            return NO_EXITS
         backfill = [segment for segment in self._segments if segment.depth < depth]
         kept: list[ExitSegment[LevelName]] = []
         if depth < max_depth:

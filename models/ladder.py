@@ -191,6 +191,11 @@ class Ladder:
         allowed = {"static": (), "exact": ("exact",), "approximate": ("exact", "approximate")}[self.kv]
         return frozenset(pair for pair, kind in kinds.items() if kind in allowed)
 
+    def point_name(self, level: int) -> str:
+        """``LADDER:LEVEL``, with ``@BUDGET`` where tokens are reduced."""
+        reduction = self.levels[level].reduction
+        return f"{self.name}:{level}" + (f"@{reduction.budget:g}" if reduction else "")
+
     def may_switch(self, levels: Iterable[int]) -> bool:
         """Whether a generation may go from any of these levels to any other, as far as the ladder's ``kv`` allows."""
         return all(pair in self._switches for pair in combinations(sorted(levels), 2))
@@ -210,7 +215,8 @@ class LadderSet:
             raise LadderError(f"default: {self.default!r} is not a ladder; choose one of {sorted(self.ladders)}")
 
     def resolve(self, name: str) -> tuple[Ladder, int]:
-        """``LADDER:LEVEL`` (or the aliases ``max`` and ``min`` of the default ladder) -> ladder and level.
+        """``LADDER:LEVEL[@BUDGET]`` (or the aliases ``max`` and ``min`` of the default ladder) -> ladder and level. The
+        budget may be left out: it is that of the level.
 
         Raises LadderError naming the choices if there is no such operating point.
         """
@@ -219,7 +225,8 @@ class LadderSet:
             return ladder, len(ladder.levels) - 1
         if name == "min":
             return ladder, 0
-        ladder_name, _, level_text = name.partition(":")
+        ladder_name, _, level_and_budget = name.partition(":")
+        level_text, *_ = level_and_budget.split("@")
         if ladder_name not in self.ladders:
             raise LadderError(
                 f"operating_point: no ladder {ladder_name!r}, got {name!r}; use LADDER:LEVEL with one of "
@@ -230,18 +237,34 @@ class LadderSet:
             raise LadderError(
                 f"operating_point: ladder {ladder_name!r} has levels 0..{len(ladder.levels) - 1}, got {name!r}"
             )
+        if "@" in name and name != (known := ladder.point_name(int(level_text))):
+            raise LadderError(f"operating_point: level {level_text} of ladder {ladder_name!r} is {known}, got {name!r}")
         return ladder, int(level_text)
+
+    def level(self, name: str) -> Level:
+        """What runs at an operating point. Raises LadderError as :meth:`resolve`."""
+        ladder, level = self.resolve(name)
+        return ladder.levels[level]
 
     def subnet(self, name: str) -> SubNetwork:
         """The sub-network of an operating point's name. Raises LadderError as :meth:`resolve`."""
-        ladder, level = self.resolve(name)
-        return ladder.levels[level].subnet
+        return self.level(name).subnet
 
 
-def full_size_only(architecture: Architecture) -> LadderSet:
-    """The ladder of a checkpoint without ``ladder.json``: the full model alone."""
-    ladder = Ladder("default", (Level(architecture.full, 1.0),))
-    return LadderSet(architecture, {"default": ladder}, "default", {"name": "relative", "better": "higher"})
+UNMEASURED_BUDGETS = (0.25, 0.4, 0.5, 0.65, 0.8, 1.0)
+
+
+def unmeasured_ladders(architecture: Architecture) -> LadderSet:
+    """The ladders of a checkpoint without ``ladder.json``: the full model alone; beside it, to be asked for, a ladder
+    for each token reducer that the model has. Nobody has measured these: a level claims no more quality than the share
+    of tokens it keeps."""
+    full = architecture.full
+    ladders = {"default": Ladder("default", (Level(full, 1.0),))}
+    for reducer in sorted(architecture.reducers):
+        levels = [Level(full, b, None, Reduction(reducer, b) if b < 1.0 else None) for b in UNMEASURED_BUDGETS]
+        ladders[reducer] = Ladder(reducer, tuple(levels))
+    data = "not measured: levels that reduce tokens claim the share they keep"
+    return LadderSet(architecture, ladders, "default", {"name": "relative", "better": "higher", "data": data})
 
 
 def load_ladders(path: Path, architecture: Architecture) -> LadderSet:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,22 +16,30 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from stepwell.models.config import DecoderConfig
 from stepwell.models.decoder import Decoder
-from stepwell.models.ladder import LADDER_FILE, LadderSet, full_size_only, load_ladders
+from stepwell.models.fields import ConfigError, read_json
+from stepwell.models.image_input import ImageInput
+from stepwell.models.ladder import LADDER_FILE, LadderSet, load_ladders, unmeasured_ladders
+from stepwell.models.one_shot import OneShotConfig, OneShotModel
+from stepwell.models.registry import predictor_package, type_of
 from stepwell.models.tokenizer import Tokenizer
+from stepwell.models.weights import WEIGHTS_FILE, ModelLoadError, fill
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+__all__ = [
+    "LoadedModel",
+    "ModelFiles",
+    "ModelLoadError",
+    "load_weights",
+    "open_model",
+    "read_files",
+    "save_checkpoint",
+    "shipped_models",
+]
+
 _HUB_FILES = ["*.json", "*.safetensors"]
-
-
-class ModelLoadError(ValueError):
-    """A model that cannot be opened. The message names the file, the field and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +48,19 @@ class ModelFiles:
 
     name: str
     path: Path
-    config: DecoderConfig
+    config: DecoderConfig | OneShotConfig
     tokenizer: Tokenizer | None
     """None if the checkpoint has no ``tokenizer.json``: then it takes and gives token ids only."""
     ladders: LadderSet
+    image_input: ImageInput | None
+    """How it wants its images; None if it takes none."""
 
 
 @dataclass(frozen=True)
 class LoadedModel(ModelFiles):
-    """A model ready to run."""
+    """A decoder ready to run."""
 
+    config: DecoderConfig
     decoder: Decoder
 
 
@@ -60,7 +71,7 @@ def shipped_models() -> list[str]:
 
 
 def open_model(spec: str, dtype: torch.dtype | None = None) -> LoadedModel:
-    """Open a model.
+    """Open a decoder.
 
     Args:
         spec: a directory in Hugging Face layout, a shipped name (:func:`shipped_models`) or a hub id (``owner/name``).
@@ -72,7 +83,10 @@ def open_model(spec: str, dtype: torch.dtype | None = None) -> LoadedModel:
 
 
 def load_weights(files: ModelFiles, dtype: torch.dtype | None = None) -> LoadedModel:
-    """The model of ``files`` with its weights, in ``dtype`` (None = the one ``config.json`` states)."""
+    """The decoder of ``files`` with its weights, in ``dtype`` (None = the one ``config.json`` states)."""
+    if not isinstance(files.config, DecoderConfig):
+        what = f"model_type {files.config.model_type!r} generates no text"
+        raise ModelLoadError(f"{files.path / 'config.json'}: {what}; give a decoder")
     decoder = _load_decoder(files.path, files.config, dtype or files.config.dtype)
     return LoadedModel(**vars(files), decoder=decoder)
 
@@ -81,15 +95,44 @@ def read_files(spec: str) -> ModelFiles:
     """Everything of a model but its weights; ``spec`` and errors as in :func:`open_model`."""
     directory = _locate(spec)
     try:
-        config = DecoderConfig.from_directory(directory)
+        config = _read_config(directory)
         tokenizer_file = directory / "tokenizer.json"
         tokenizer = Tokenizer.from_file(tokenizer_file) if tokenizer_file.is_file() else None
         ladder_file = directory / LADDER_FILE
         architecture = config.architecture
-        ladders = load_ladders(ladder_file, architecture) if ladder_file.is_file() else full_size_only(architecture)
+        ladders = load_ladders(ladder_file, architecture) if ladder_file.is_file() else unmeasured_ladders(architecture)
+        images = None if isinstance(config, DecoderConfig) else _image_input(directory, config)
     except ValueError as error:
         raise ModelLoadError(str(error)) from error
-    return ModelFiles(Path(os.path.abspath(spec)).name, directory, config, tokenizer, ladders)
+    return ModelFiles(Path(os.path.abspath(spec)).name, directory, config, tokenizer, ladders, images)
+
+
+def load_predictor(files: ModelFiles, dtype: torch.dtype | None = None) -> OneShotModel:
+    """The model of ``files``, which answers as a whole, with its weights in ``dtype`` (None = the one ``config.json``
+    states). Raises ModelLoadError."""
+    config = files.config
+    assert not isinstance(config, DecoderConfig), "decoders generate"
+    package = predictor_package(config.model_type)
+    assert package is not None
+    try:
+        return package.load_model(files.path, config, dtype or config.dtype)
+    except ModelLoadError:
+        raise
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from error
+
+
+def _read_config(directory: Path) -> DecoderConfig | OneShotConfig:
+    document = read_json(directory / "config.json")
+    try:
+        package = predictor_package(type_of(document))
+    except ConfigError as error:
+        raise ConfigError(f"{directory / 'config.json'}: {error}") from error
+    return DecoderConfig.from_directory(directory) if package is None else package.read_config(directory)
+
+
+def _image_input(directory: Path, config: OneShotConfig) -> ImageInput | None:
+    return None if config.vocab_size else ImageInput.from_directory(directory, *config.image_size)
 
 
 def save_checkpoint(directory: Path, decoder: Decoder, document: Mapping[str, Any]) -> None:
@@ -127,74 +170,12 @@ def _download(hub_id: str) -> Path:
 def _load_decoder(directory: Path, config: DecoderConfig, dtype: torch.dtype) -> Decoder:
     with torch.device("meta"):
         decoder = Decoder(config)
-    shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
-    weights: dict[str, torch.Tensor] = {}
-    for file, name, tensor in _tensors(directory):
-        if name in shapes:
-            _check_tensor(file, name, tensor, shapes[name])
-            # A copy: the file stays mapped otherwise, and cutting it short would kill the process.
-            weights[name] = tensor.to(dtype, copy=True)
-        else:
-            _check_ignorable(file, name, config)
-    if missing := shapes.keys() - weights.keys():
-        raise ModelLoadError(
-            f"{directory}: {len(missing)} tensors are missing, the first is {min(missing)}; fetch all files of the "
-            "checkpoint, or correct config.json"
-        )
-    decoder.load_state_dict(weights, assign=True)
+
+    def name_of(name: str) -> str | None:
+        # Older checkpoints store the rotary frequencies, and tied ones may store the head a second time.
+        is_spare = name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tied_embeddings)
+        return None if is_spare else name
+
+    fill(decoder, directory, dtype, config.model_type, name_of)
     decoder.rebuild_tables()
     return decoder.requires_grad_(False).eval()
-
-
-def _check_tensor(file: Path, name: str, tensor: torch.Tensor, shape: torch.Size) -> None:
-    if tensor.shape != shape:
-        raise ModelLoadError(
-            f"{file}: {name} has shape {list(tensor.shape)}, config.json implies {list(shape)}; weights and "
-            "configuration are not of the same model"
-        )
-    if not tensor.is_floating_point():
-        raise ModelLoadError(f"{file}: {name} is {tensor.dtype}; give weights in a floating point type, not quantised")
-
-
-def _check_ignorable(file: Path, name: str, config: DecoderConfig) -> None:
-    # Older checkpoints store the rotary frequencies, and tied ones may store the head a second time.
-    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tied_embeddings):
-        return
-    raise ModelLoadError(
-        f"{file}: unexpected tensor {name}; config.json (model_type {config.model_type}) has no such part"
-    )
-
-
-def _tensors(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
-    for file in _weight_files(directory):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    yield file, name, tensors.get_tensor(name)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ModelLoadError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        return _shards(index)
-    if pickles := sorted(p.name for p in directory.iterdir() if p.suffix in PICKLE_SUFFIXES):
-        raise ModelLoadError(
-            f"{directory}: {pickles[0]} is a pickle, which can run code when read; convert the checkpoint to "
-            f"safetensors ({WEIGHTS_FILE})"
-        )
-    raise ModelLoadError(f"{directory}: no {WEIGHTS_FILE} and no {INDEX_FILE}; add the weights")
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelLoadError(f"{index}: no valid 'weight_map' ({error}); fetch the file again") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
-            raise ModelLoadError(f"{index}: weight_map names {name!r}, which is not a file beside it; fetch all shards")
-    return [index.parent / name for name in names]

@@ -6,12 +6,12 @@ depend on its batch-mates.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.models.ladder import Architecture, Reduction, SubNetwork
 
@@ -46,6 +46,16 @@ class OneShotConfig(Protocol):
     model_type: str
     dtype: torch.dtype
     """Precision the weights run in unless another is asked for."""
+    vocab_size: int
+    """Token ids are below it; 0 = it takes images."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text at most; 0 = it takes images."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images it was made for; (0, 0) = it takes texts."""
 
     @property
     def task(self) -> Task: ...
@@ -53,6 +63,15 @@ class OneShotConfig(Protocol):
     @property
     def architecture(self) -> Architecture:
         """The dimensions ladders are cut from, and the reducers that this model has."""
+
+    @property
+    def unit_parameters(self) -> tuple[int, int, int]:
+        """Parameters of one head of one layer, of one FFN channel of one layer, and of what runs at every level for
+        each token. Biases and norms may be left out."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, if the model has classes and names for them."""
 
     @property
     def outputs(self) -> Mapping[str, tuple[int, ...]]:
@@ -70,6 +89,9 @@ class OneShotModel(Protocol):
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of any ``torch.nn.Module``."""
 
     def prepare_serving(self, packed_bytes: int, ffn_widths: Collection[int] = ()) -> OneShotModel:
         """Freeze the weights and allow ``packed_bytes`` of packed copies of their slices (see

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from stepwell.schedulers.correction import KINDS
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.demand import Demand, work_left
+from stepwell.schedulers.demand import Demand
 from stepwell.schedulers.fill import longest_s
 from stepwell.schedulers.pace import MAX_CHECKS, bill, limited_spans
 from stepwell.schedulers.plan import Limits, Slice
 from stepwell.schedulers.prices import LevelCosts, PriceLists
 from stepwell.schedulers.request import Phase, Request
+from stepwell.schedulers.roll import work_left
 from stepwell.schedulers.work import (
     A_TOKEN,
     CONTEXT,
@@ -54,6 +56,10 @@ class Entry(NamedTuple):
     """Its prompt."""
     instants: list[float]
     """When something of it is due."""
+    due_s: Array
+    """[instants of the book, then its own]: seconds of it that are due."""
+    steps: Array
+    """And generated tokens."""
 
 
 class Book:
@@ -84,10 +90,10 @@ class Book:
         """Actual over predicted seconds, 90th percentile."""
         self.unsteadiness = max(correction.upper(kind) / correction.median(kind) for kind in KINDS)
         """The same over its median."""
-        begun, fresh = _parted(members)
+        begun, fresh, self._put_back_by = _parted(members)
         self._prices = prices = price_lists.of(model, [*begun, *fresh, first])
         self._limits = limits
-        self._fixed_s = prices.fixed_s(len(begun) + 1).item(0)
+        self._fixed_s = prices.fixed(len(begun) + 1)[0]
         self.step_s = longest_s(prices, len(begun), self.slowness) * self.slowness
         """How long the step may take that runs meanwhile, if it is not known."""
         self._longest = max([r.known_tokens for r in begun], default=0)
@@ -104,7 +110,9 @@ class Book:
             (columns[RATE], columns[OFFSET], columns[TOKENS], token_s, columns[PROMPT_DUE_S], prompt_s)
         ):
             self._columns[number, :num] = column
-        self._sum_context, self._sum_tokens = float(work[:, CONTEXT].sum()), float(work[:, TOKENS].sum())
+        self._work = work
+        self._added_context = self._added_tokens = 0.0
+        """Of those that were added."""
         times = check_times(work, now, MAX_CHECKS)
         self._num_instants = len(times)
         self._instants = np.zeros((3, len(times) + _SPARE))
@@ -112,7 +120,6 @@ class Book:
         demand = Demand(work, times)
         due_s = demand.seconds(charged.token_s, charged.prompt_s)[:, 0]
         self._instants[:, : len(times)] = times, due_s, demand.num_steps()
-        self._put_back_by = [r.prompt_due_s for r in begun if r.phase is not Phase.RUNNING]
         self._num_begun = len(begun)
 
     def overrun_s(self, request: Request, start_s: float) -> tuple[float, Entry]:
@@ -123,39 +130,39 @@ class Book:
         """
         entry = self.entry(request)
         times, due_s, steps = self._instants[:, : self._num_instants + len(entry.instants)]
-        own_s, own_steps = _demand_of(entry, times)
+        own_s, own_steps = entry.due_s, entry.steps
         over_s = np.maximum(steps, own_steps)
         over_s *= self._fixed_s
         over_s += due_s
         over_s += own_s
         over_s *= self.slowness
         over_s -= SHARE * times
-        over_s = over_s[(own_s > 0.0) | (own_steps > 0.0)]
+        over_s = over_s[own_s + own_steps > 0.0]
         worst_s = np.maximum.reduce(over_s, initial=-math.inf).item() + SHARE * start_s
         return max(worst_s, self._seat_overrun_s(request, start_s)), entry
 
     def entry(self, request: Request) -> Entry:
         """``request`` at its smallest point; its own instants, with the sums of this book, become those after the
         last. Good until the next call."""
-        entry = _priced(request, self._prices, self._longest, self._limits)
-        if entry.instants:
-            self._sum_at(entry.instants)
-        return entry
+        row, token_s, prompt_s, instants = _priced(request, self._prices, self._longest, self._limits)
+        if instants:
+            self._sum_at(instants)
+        times = self._instants[0, : self._num_instants + len(instants)]
+        return Entry(row, token_s, prompt_s, instants, *_demand_of(row, token_s, prompt_s, times))
 
     def add(self, entry: Entry) -> None:
         """It has been promised to be in time: the last entry that was made."""
         self._num_instants += len(entry.instants)
-        times, due_s, steps = self._instants[:, : self._num_instants]
-        own_s, own_steps = _demand_of(entry, times)
-        due_s += own_s
-        np.maximum(steps, own_steps, out=steps)
+        _, due_s, steps = self._instants[:, : self._num_instants]
+        due_s += entry.due_s
+        np.maximum(steps, entry.steps, out=steps)
         if self._num == self._columns.shape[1]:
             self._columns = _with_room(self._columns)
         _, prompt_due_s, tokens, rate, offset, _, context, _ = entry.row
         self._columns[:, self._num] = rate, offset, tokens, entry.token_s, prompt_due_s, entry.prompt_s
         self._num += 1
-        self._sum_context += context
-        self._sum_tokens += tokens
+        self._added_context += context
+        self._added_tokens += tokens
 
     def _sum_at(self, times: Sequence[float]) -> None:
         """Sums at ``times``, behind the instants that there are."""
@@ -170,9 +177,10 @@ class Book:
         due += offset
         np.minimum(due, tokens, out=due)
         np.maximum(due, 0.0, out=due)
-        own[1] = due @ token_s
-        own[1] += (prompt_due_s <= at) @ prompt_s
-        own[2] = np.maximum.reduce(due, axis=1, initial=0.0)
+        np.maximum.reduce(due, axis=1, initial=0.0, out=own[2])
+        np.matmul(due, token_s, out=own[1])
+        np.less_equal(prompt_due_s, at, out=due)
+        own[1] += due @ prompt_s
 
     def _seat_overrun_s(self, request: Request, start_s: float) -> float:
         """The same for the seats: those before it in line must have left, at the pace of a full house."""
@@ -184,36 +192,47 @@ class Book:
         num_ahead = self._num_begun - num_late + int(np.count_nonzero(ahead))
         if num_ahead < seats:
             return -math.inf
-        prices, keys = self._prices, self._sum_context / self._num
-        token_s = prices.fixed_s(seats).item(0) / seats + prices.decode[0] + keys * prices.key[0]
-        until_seated_s = token_s * self._sum_tokens / self._num * (num_ahead - seats + 1)
+        sum_context, sum_tokens = self._sums_of_members
+        prices, keys = self._prices, (sum_context + self._added_context) / self._num
+        token_s = prices.fixed(seats)[0] / seats + prices.decode[0] + keys * prices.key[0]
+        until_seated_s = token_s * (sum_tokens + self._added_tokens) / self._num * (num_ahead - seats + 1)
         return until_seated_s * self.slowness - SHARE * (due_s - start_s)
+
+    @cached_property
+    def _sums_of_members(self) -> tuple[float, float]:
+        """Keys that a token reads on average, tokens: of all members."""
+        return float(self._work[:, CONTEXT].sum()), float(self._work[:, TOKENS].sum())
 
 
 def overrun_alone_s(request: Request, start_s: float, prices: LevelCosts, slowness: float, limits: Limits) -> float:
     """:meth:`Book.overrun_s` of a book without members. ``slowness``: actual over predicted seconds."""
-    entry, fixed_s, worst_s = _priced(request, prices, 0, limits), prices.fixed_s(1).item(0), -math.inf
-    _, prompt_due_s, tokens, rate, offset, _, _, _ = entry.row
-    for time in entry.instants:
+    row, token_s, prompt_s, instants = _priced(request, prices, 0, limits)
+    fixed_s, worst_s = prices.fixed(1)[0], -math.inf
+    _, prompt_due_s, tokens, rate, offset, _, _, _ = row
+    for time in instants:
         due = max(min(rate * time + offset, tokens), 0.0)
-        own_s = due * entry.token_s + (entry.prompt_s if prompt_due_s <= time else 0.0)
+        own_s = due * token_s + (prompt_s if prompt_due_s <= time else 0.0)
         if own_s > 0.0 or due > 0.0:
             worst_s = max(worst_s, (own_s + due * fixed_s) * slowness - SHARE * (time - start_s))
     return worst_s
 
 
-def _parted(members: Sequence[Request]) -> tuple[list[Request], list[Request]]:
-    """Those that have begun, and those that have not. Each phase is read once: the engine may be moving them on."""
+def _parted(members: Sequence[Request]) -> tuple[list[Request], list[Request], list[float]]:
+    """Those that have begun, those that have not, and when those were due that were put back. Each phase is read once:
+    the engine may be moving them on."""
     waiting, done = Phase.WAITING, Phase.DONE
     begun: list[Request] = []
     fresh: list[Request] = []
+    put_back_by: list[float] = []
     for request in members:
         phase = request.phase
         if phase is waiting and not request.generated_tokens:
             fresh.append(request)
         elif phase is not done:
             begun.append(request)
-    return begun, fresh
+            if phase is waiting:
+                put_back_by.append(request.prompt_due_s)
+    return begun, fresh, put_back_by
 
 
 def _move_on(work: Work, begun: Sequence[Request], ahead: Sequence[Slice]) -> None:
@@ -231,28 +250,30 @@ def _move_on(work: Work, begun: Sequence[Request], ahead: Sequence[Slice]) -> No
             own[PROMPT], own[PROMPT_DUE_S] = 0.0, math.inf
 
 
-def _priced(request: Request, prices: LevelCosts, longest: int, limits: Limits) -> Entry:
-    """A newcomer among sequences of up to ``longest`` tokens."""
+def _priced(
+    request: Request, prices: LevelCosts, longest: int, limits: Limits
+) -> tuple[Row, float, float, list[float]]:
+    """A newcomer among sequences of up to ``longest`` tokens: the first fields of its :class:`Entry`."""
     row = unpack(request.whole_work)
     prompt, prompt_due_s, tokens, _, _, end_s, context, _ = row
     limited = len(request.points) != len(prices.points) or len(prices.points) == 1
     level = prices.span(request)[0] if limited else 0
     token_s = prices.decode[level] + prices.key[level] * (max(context, longest) if prices.padded else context)
     seen = context - 0.5 * (tokens + prompt - min(prompt, limits.max_step_tokens))
-    row_s = prices.row[level] + prices.fixed_s(1).item(0) / limits.max_step_tokens
+    row_s = prices.row[level] + prices.fixed(1)[0] / limits.max_step_tokens
     prompt_s = (prices.pair[level] * seen + row_s) * prompt + prices.prompt[level]
-    return Entry(row, token_s, prompt_s, [time for time in (prompt_due_s, end_s) if time < math.inf])
+    return row, token_s, prompt_s, [time for time in (prompt_due_s, end_s) if time < math.inf]
 
 
-def _demand_of(entry: Entry, times: Array) -> tuple[Array, Array]:
-    """[times]: seconds of ``entry`` that are due, and generated tokens."""
-    _, prompt_due_s, tokens, rate, offset, _, _, _ = entry.row
+def _demand_of(row: Row, token_s: float, prompt_s: float, times: Array) -> tuple[Array, Array]:
+    """[times]: seconds of a newcomer that are due, and generated tokens."""
+    _, prompt_due_s, tokens, rate, offset, _, _, _ = row
     due = times * rate
     due += offset
     np.minimum(due, tokens, out=due)
     np.maximum(due, 0.0, out=due)
-    own_s: Array = due * entry.token_s
-    own_s += (times >= prompt_due_s) * entry.prompt_s
+    own_s: Array = due * token_s
+    own_s += (times >= prompt_due_s) * prompt_s
     return own_s, due
 
 

@@ -52,7 +52,9 @@ class Clockwork(Priced):
         prompts = sorted((r for r in running if r.pending_tokens > 1), key=by_urgency)
         for request in merged(prompts, in_line(waiting), room):
             fitting = max(left_s / clock.row_s(request), 0 if slices else MIN_CHUNK)
-            num_tokens = int(min(request.pending_tokens, tokens, fitting))
+            num_tokens = request.whole_units(int(min(request.pending_tokens, tokens, fitting)))
+            if not num_tokens and not slices:
+                num_tokens = request.unit_tokens
             if num_tokens < min(MIN_CHUNK, request.pending_tokens, self.limits.max_step_tokens):
                 break
             if request.phase is not Phase.RUNNING:

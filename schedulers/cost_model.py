@@ -67,8 +67,8 @@ def chunk_pairs(start: int, num_tokens: int) -> int:
 
 def step_kind(slices: Sequence[Slice]) -> Kind:
     """``decode`` if every slice is the newest token of a request that has generated before."""
-    for s in slices:
-        if s.num_tokens != 1 or s.request.generated_tokens == 0:
+    for request, num_tokens, _ in slices:
+        if num_tokens != 1 or request.generated_tokens == 0:
             return "mixed"
     return "decode"
 
@@ -97,6 +97,8 @@ class StepCostModel:
     ) -> None:
         self.overhead_s, self.output_s, self.ladders, self.correction = overhead_s, output_s, ladders, correction
         self.shared_context, self.mixing_s = shared_context, mixing_s
+        self._alike: dict[tuple[str, int, int], float] = {}
+        """Seconds of the units of a step whose tokens all run at one level, by ladder, level and tokens."""
 
     @classmethod
     def linear(
@@ -141,17 +143,15 @@ class StepCostModel:
     def raw_s(self, slices: Sequence[Slice]) -> float:
         """As measured by the profiler, without correction."""
         tallies: dict[str, _Tally] = {}
-        name, tally = "", None
+        last, level = None, 0
         num_outputs, shared_context = 0, self.shared_context
         for request, num_tokens, point in slices:
-            if point.ladder != name or tally is None:
-                name = point.ladder
-                tally = tallies.get(name)
-                if tally is None:
-                    tally = tallies[name] = _Tally(self.ladders[name])
+            if point is not last:
+                last, level, name = point, point.level, point.ladder
+                tally = tallies.get(name) or tallies.setdefault(name, _Tally(self.ladders[name]))
                 rows, shared, longest = tally.rows, tally.shared, tally.longest
                 calls, keys, pairs = tally.calls, tally.keys, tally.pairs
-            level, end = point.level, request.computed_tokens + num_tokens
+            end = request.computed_tokens + num_tokens
             if end >= request.known_tokens:
                 num_outputs += 1
             if level and request.exit_tokens:
@@ -169,10 +169,20 @@ class StepCostModel:
                 keys[level] += end
         seconds = self.overhead_s + at(self.output_s, num_outputs)
         num_points = 0
-        for tally in tallies.values():
-            num_points += len(tally.rows) - tally.rows.count(0)
-            seconds += tally.seconds()
+        for name, tally in tallies.items():
+            num_own = len(tally.rows) - tally.rows.count(0)
+            num_points += num_own
+            units_s = self._alike_s(name, tally) if num_own == 1 and not tally.backfills else tally.units_s()
+            seconds += tally.attention_s() + units_s
         return seconds + self.mixing_s * max(num_points - 1, 0)
+
+    def _alike_s(self, name: str, tally: _Tally) -> float:
+        """Of the units that a tally of one level and no backfill runs."""
+        num_tokens = max(tally.rows)
+        key = name, tally.rows.index(num_tokens), num_tokens
+        if (seconds := self._alike.get(key)) is None:
+            seconds = self._alike[key] = tally.units_s()
+        return seconds
 
     def expect(self, slices: Sequence[Slice]) -> Callable[[float], None]:
         """What to call with the seconds that a step of ``slices`` took, later: it teaches the correction."""
@@ -195,6 +205,8 @@ class _Tally:
         self.backfill = [0] * (num_levels + 1)
         """Kept tokens that run the units joining at the level and at those above it besides; less those that stop
         below it."""
+        self.backfills = False
+        """Whether there are any."""
         self.shared = [0] * num_levels
         """Sequences in the shared call."""
         self.longest = [0] * num_levels
@@ -212,16 +224,14 @@ class _Tally:
         for left_at, num_kept in request.exit_tokens.items():
             low = left_at.level
             if low < high and left_at.ladder == point.ladder:
+                self.backfills = True
                 self.backfill[low + 1] += num_kept
                 self.backfill[high + 1] -= num_kept
                 self.pairs[high] += num_kept * context
                 self.pairs[low] -= num_kept * context
 
-    def seconds(self) -> float:
-        """Of all of it, without what a step costs once."""
-        return self._attention_s() + self._units_s()
-
-    def _attention_s(self) -> float:
+    def attention_s(self) -> float:
+        """Of all of it; the units and what a step costs once come on top."""
         costs = self.costs
         key_s, sequence_s, call_s = costs.key_s, costs.sequence_s, costs.call_s
         total, num_shared, max_keys = 0.0, 0, 0
@@ -243,7 +253,8 @@ class _Tally:
                 total += num_shared * max_keys * (key_s[level] - below_s)
         return total
 
-    def _units_s(self) -> float:
+    def units_s(self) -> float:
+        """Of the units that it runs."""
         total, above, backfill, below = 0.0, sum(self.rows), 0, 0
         for level, (split, wide, leaving) in enumerate(zip(self.costs.split, self.costs.wide, self.rows, strict=True)):
             backfill += self.backfill[level]

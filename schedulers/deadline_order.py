@@ -57,7 +57,9 @@ class DeadlineOrder(Policy):
         for request in merged(prompts, in_line(waiting), room):
             if tokens == 0:
                 break
-            point, num_tokens = self.point_of(request), min(request.pending_tokens, tokens)
+            point, num_tokens = self.point_of(request), request.whole_units(min(request.pending_tokens, tokens))
+            if not num_tokens:
+                continue
             if request.phase is Phase.RUNNING or room.admit(request, point):
                 tokens -= num_tokens
                 slices.append(Slice(request, num_tokens, point))

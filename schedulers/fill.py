@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from operator import itemgetter
+from functools import partial
+from itertools import repeat
 
 from stepwell.schedulers.lineup import Candidate, Lineup
 from stepwell.schedulers.plan import Limits, Slice
@@ -33,14 +34,15 @@ CHUNK_SHARE = 0.25
 """... or as many as fill this share of a step, if they are fewer."""
 RAISE_SHARE = 0.7
 """Of the time left in a step, what the backfill of a half-read prompt may take."""
-_by_due = itemgetter(0)
+as_slice = partial(tuple.__new__, Slice)
+"""A slice from its fields in a tuple: what ``Slice._make`` does, in a third of the time."""
 
 
 def longest_s(prices: LevelCosts, num_decoding: int, slowness: float) -> float:
     """How long a step may take (without correction) in which so many sequences might decode: ``STEP_S``, or where the
     model is slow for the machine, a few times as long as a step takes anyway, and a piece of a prompt."""
     best = prices.rungs[-1]
-    fixed_s = prices.fixed_s(num_decoding).item(best)
+    fixed_s = prices.fixed(num_decoding)[best]
     return max(STEP_S / slowness, FIXED_FACTOR * fixed_s + MIN_CHUNK * prices.row[best])
 
 
@@ -70,12 +72,16 @@ class StepFill:
         worst_slowness: float,
     ) -> None:
         self._prices, self._points, self._room = prices, points, room
-        self._fixed_s: list[float] = prices.fixed_s(num_decoding).tolist()
+        self._fixed_s = prices.fixed(num_decoding)
         self._tokens = limits.max_step_tokens
         self._longest, self._worst_slowness = longest, worst_slowness
         self._cap_s, self._raise_cap_s = longest_s, longest_s * RAISE_FACTOR
         self._top, self._seconds = 0, 0.0
-        self._chosen: list[tuple[float, Slice]] = []
+        self._slices: list[Slice] = []
+        self._due_s: list[float] = []
+        """Of each of these, when its next token is due, from now."""
+        self._in_order = True
+        """Whether that is ascending."""
 
     @property
     def seconds(self) -> float:
@@ -90,8 +96,10 @@ class StepFill:
     @property
     def slices(self) -> list[Slice]:
         """What runs, most urgent first."""
-        self._chosen.sort(key=_by_due)
-        return [slice_ for _, slice_ in self._chosen]
+        if self._in_order:
+            return self._slices
+        due_s = self._due_s
+        return [self._slices[i] for i in sorted(range(len(due_s)), key=due_s.__getitem__)]
 
     def run(self, decoding: Lineup, prompts: Lineup, next_due_s: float) -> None:
         """Fill the step from ``decoding`` and ``prompts``; ``next_due_s``: from now, when the next token of a sequence
@@ -131,9 +139,9 @@ class StepFill:
         requests, levels = decoding.requests[first:end], decoding.levels[first:end]
         points = self._points
         at = list(map(point_at, requests, levels)) if points is None else [points[level] for level in levels]
-        ones = [1] * len(requests)
-        slices = map(Slice._make, zip(requests, ones, at, strict=True))
-        self._chosen += zip(decoding.due_s[first:end], slices, strict=True)
+        self._note(decoding.due_s[first])
+        self._due_s += decoding.due_s[first:end]
+        self._slices += map(as_slice, zip(requests, repeat(1), at, strict=False))
         self._tokens -= end - first
         self._top, self._seconds = max(self._top, top), seconds
         return True
@@ -212,7 +220,7 @@ class StepFill:
         if candidate.backfill_s:
             candidate = self._if_affordable(candidate, self._seconds)
         seconds = self._seconds + candidate.token_s + candidate.backfill_s + self._deeper_s(candidate.level)
-        if seconds <= (self._raise_cap_s if candidate.backfill_s else self._cap_s) or not self._chosen:
+        if seconds <= (self._raise_cap_s if candidate.backfill_s else self._cap_s) or not self._slices:
             self._take(candidate, 1)
             self._seconds = seconds
 
@@ -229,9 +237,13 @@ class StepFill:
         fitting = int((left_s - once_s) / row_s)
         if fitting < num_tokens:
             worthwhile = max(1, min(MIN_CHUNK, int(CHUNK_SHARE * self._cap_s / row_s)))
-            if fitting < worthwhile and self._chosen:
+            if fitting < worthwhile and self._slices:
                 return
             num_tokens = min(num_tokens, max(fitting, worthwhile))
+        if request.unit_tokens > 1:
+            num_tokens = request.whole_units(num_tokens) or (0 if self._slices else request.unit_tokens)
+            if not num_tokens:
+                return
         if request.phase is Phase.RUNNING or self._seated(candidate):
             self._take(candidate, num_tokens)
             self._seconds += once_s + num_tokens * row_s
@@ -245,9 +257,16 @@ class StepFill:
         """What the step's fixed part grows by if somebody runs at ``level``."""
         return max(0.0, self._fixed_s[level] - self._fixed_s[self._top])
 
+    def _note(self, due_s: float) -> None:
+        """Somebody is added whose token is due then."""
+        if self._due_s and due_s < self._due_s[-1]:
+            self._in_order = False
+
     def _take(self, candidate: Candidate, num_tokens: int) -> None:
         request, level = candidate.request, candidate.level
-        self._chosen.append((candidate.due_s, Slice(request, num_tokens, point_at(request, level))))
+        self._note(candidate.due_s)
+        self._due_s.append(candidate.due_s)
+        self._slices.append(Slice(request, num_tokens, point_at(request, level)))
         self._tokens -= num_tokens
         if level > self._top:
             self._top = level

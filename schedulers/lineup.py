@@ -39,6 +39,8 @@ class Lineup(NamedTuple):
     @classmethod
     def of(cls, dues: Dues, requests: Sequence[Request], assigned: Assignment) -> Lineup:
         """Those of ``dues``, whose indices are those of ``requests`` and ``assigned``."""
+        if not dues.indices:
+            return _NOBODY
         columns: tuple[Sequence[Any], ...] = (requests, *assigned)
         if len(dues.indices) > 1:
             pick = itemgetter(*dues.indices)
@@ -52,3 +54,6 @@ class Lineup(NamedTuple):
         """Those from number ``first`` on, before number ``end``."""
         columns = [column[first:end] for column in self]
         return list(map(Candidate._make, zip(*columns, strict=True)))
+
+
+_NOBODY = Lineup([], (), (), (), (), ())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from stepwell.schedulers.demand import work_left
 from stepwell.schedulers.request import Request
+from stepwell.schedulers.roll import Ledger
 from stepwell.schedulers.turnover import leaving
 from stepwell.schedulers.work import END_S, OFFSET, PERIOD_S, RATE, TOKENS, Array
 
@@ -37,22 +38,21 @@ class Outlook:
         line: those that wait, most urgent first.
         running: those that run.
         max_running: seats.
+        ledger: of the policy.
     """
 
-    def __init__(self, now: float, line: Sequence[Request], running: Sequence[Request], max_running: int) -> None:
+    def __init__(
+        self, now: float, line: Sequence[Request], running: Sequence[Request], max_running: int, ledger: Ledger
+    ) -> None:
         self.now = now
         stride = -(-max(len(line) - HEAD, 0) // TAIL) or 1
-        seen = [*line[:HEAD], *line[HEAD + stride // 2 :: stride]]
-        self.requests: list[Request] = [*running, *seen]
+        self.requests: list[Request] = [*running, *line[:HEAD], *line[HEAD + stride // 2 :: stride]]
         self.num_running, self.num_exact = len(running), len(running) + min(len(line), HEAD)
-        self.work, due_s, self.reading = work_left(running, seen)
-        self.max_tokens: list[int] = [r.max_tokens for r in self.requests]
-        """That each may generate in all."""
-        self.weights: Array | None = None
+        generated = [r.generated_tokens for r in running]
+        self.roll = ledger.roll(self.requests, generated)
+        self.work, due_s, self.reading = self.roll.left(generated)
+        self.weights = _weights(len(self.work), self.num_exact, stride) if stride > 1 else None
         """How many requests each row stands for; None = one."""
-        if stride > 1:
-            self.weights = np.ones(len(self.work))
-            self.weights[self.num_exact :] = stride
         self.next_due_s = math.inf
         """From now, when the next token of somebody who decodes is due; who is late does not count."""
         self.decoding = Dues([], [])
@@ -60,49 +60,69 @@ class Outlook:
         self.longest = 0
         """Tokens of the longest sequence that decodes."""
         if running:
-            successors = line[max(max_running - len(running), 0) :][: len(running)]
+            seats = max(max_running - len(running), 0)
             due_s -= now
-            self._look_at_running(running, due_s, successors)
+            self._look_at_running(due_s, ledger.due_s(line, slice(seats, seats + len(running))))
         self.has_prompts = len(self.requests) > len(self.decoding.indices)
         """Whether anybody has more of a prompt to read."""
 
-    def _look_at_running(self, running: Sequence[Request], due_s: Array, successors: Sequence[Request]) -> None:
-        """``due_s``: when their next tokens are due, from now; those that must make room are due as if they had to
-        leave."""
-        decodes = np.ones(len(running), np.bool_)
-        decodes[self.reading] = False
-        of_decoding = due_s[decodes] if self.reading else due_s
-        self.next_due_s = min([due for due in of_decoding.tolist() if due > LATE_S], default=math.inf)
-        if successors:
-            successor_due_s = np.array([r.prompt_due_s for r in successors])
-            tokens_left = self.work[: len(running), TOKENS]
+    def _look_at_running(self, due_s: Array, successor_due_s: Array) -> None:
+        """``due_s``: when their next tokens are due, from now; those that must make room for successors are due as if
+        they had to leave."""
+        requests, reading = self.requests, {*self.reading}
+        dues: list[float] = due_s.tolist()
+        if reading:
+            dues_ahead = [due for i, due in enumerate(dues) if due > LATE_S and i not in reading]
+        else:
+            dues_ahead = [due for due in dues if due > LATE_S]
+        self.next_due_s = min(dues_ahead, default=math.inf)
+        if len(successor_due_s):
+            tokens_left = self.work[: self.num_running, TOKENS]
             self._make_room(due_s, *leaving(self.now, tokens_left, successor_due_s))
-        if due_s.max() == math.inf:
-            due_s = np.where(due_s < math.inf, due_s, [r.patience_s - self.now for r in running])
-        order = due_s.argsort(kind="stable")
-        if self.reading:
-            order = order[decodes[order]]
-        self.decoding = Dues(due_s[order].tolist(), order.tolist())
-        self.longest = max([running[i].known_tokens for i in self.decoding.indices], default=0)
+        if math.inf in dues_ahead:
+            patience_s = [r.patience_s - self.now for r in requests[: self.num_running]]
+            due_s = np.where(due_s < math.inf, due_s, patience_s)
+        order: list[int] = due_s.argsort(kind="stable").tolist()
+        if reading:
+            order = [i for i in order if i not in reading]
+        dues = due_s.tolist()
+        self.decoding = Dues([dues[i] for i in order], order)
+        self.longest = max([requests[i].known_tokens for i in order], default=0)
 
     def _make_room(self, due_s: Array, rows: npt.NDArray[np.intp], left_s: Array) -> None:
         """Hurry those that must leave in ``left_s``: a steady rate until then, unless all is due earlier anyway."""
-        columns = self.work.T
-        hurried = self.now + left_s < columns[END_S, rows]
-        rows, left_s = rows[hurried], left_s[hurried]
-        tokens = np.maximum(columns[TOKENS, rows], 1.0)
+        own, leave_s = self.work.take(rows, 0), self.now + left_s
+        hurried = leave_s < own[:, END_S]
+        if np.count_nonzero(hurried) < len(rows):
+            rows, own, left_s, leave_s = rows[hurried], own[hurried], left_s[hurried], leave_s[hurried]
+        tokens = np.maximum(own[:, TOKENS], 1.0)
         rate = tokens / left_s
-        columns[RATE, rows], columns[OFFSET, rows], columns[END_S, rows] = rate, -self.now * rate, self.now + left_s
-        columns[PERIOD_S, rows] = period_s = left_s / tokens
-        due_s[rows] = np.minimum(due_s[rows], period_s)
+        own[:, RATE], own[:, OFFSET], own[:, END_S] = rate, -self.now * rate, leave_s
+        own[:, PERIOD_S] = period_s = left_s / tokens
+        self.work[rows] = own
+        due_s[rows] = np.minimum(due_s.take(rows), period_s)
 
     def prompts(self, max_newcomers: int, max_tokens: int) -> Dues:
         """Prompts that may advance, most urgent first: of half-read ones as many as fill a step, and as many newcomers
         again, at most ``max_newcomers``: there may be no pages for them."""
         first = self.num_running
         newcomers = range(first, min(first + max_newcomers, self.num_exact))
-        dues = sorted([*self._filling(self.reading, max_tokens), *self._filling(newcomers, max_tokens)])
+        if not newcomers and not self.reading:
+            return Dues([], [])
+        dues = self._filling(self.reading, max_tokens) if self.reading else []
+        dues += self._filling(newcomers, max_tokens) if self.roll.put_back else self._first(newcomers, max_tokens)
+        dues.sort()
         return Dues([due_s for due_s, _ in dues], [i for _, i in dues])
+
+    def _first(self, newcomers: Iterable[int], max_tokens: int) -> list[tuple[float, int]]:
+        """The same as ``_filling``: whoever has generated nothing is as urgent as its rank, by which the line is."""
+        now, requests, dues = self.now, self.requests, []
+        for i in newcomers:
+            dues.append((requests[i].rank_s - now, i))
+            max_tokens -= requests[i].pending_tokens
+            if max_tokens <= 0:
+                break
+        return dues
 
     def _filling(self, rows: Sequence[int], max_tokens: int) -> list[tuple[float, int]]:
         now, requests = self.now, self.requests
@@ -112,3 +132,11 @@ class Outlook:
             if max_tokens <= 0:
                 return dues[:number]
         return dues
+
+
+@lru_cache(maxsize=64)
+def _weights(num: int, num_exact: int, stride: int) -> Array:
+    """[num]: 1 for the first ``num_exact``, ``stride`` for the others. Not to be changed."""
+    weights: Array = np.ones(num)
+    weights[num_exact:] = stride
+    return weights

@@ -21,6 +21,7 @@ from stepwell.schedulers.outlook import Outlook
 from stepwell.schedulers.plan import Limits
 from stepwell.schedulers.prices import LevelCosts, Prices
 from stepwell.schedulers.request import Request
+from stepwell.schedulers.roll import limited
 from stepwell.schedulers.work import CONTEXT, PROMPT, TOKENS, Array, Work, check_times
 
 CALM_SHARE, BUSY_SHARE = 0.6, 0.2
@@ -78,7 +79,7 @@ def bill(
 ) -> Bill:
     """Price ``work``, in company of so many that decode, the longest of them with so many tokens; ``has_prompts``:
     whether there are rows of prompts in it; ``num_rungs``: the lowest rungs only."""
-    levels, at = None, Prices(*[column[:num_rungs] for column in prices.at_rungs])
+    levels, at = None, prices.at_rungs if num_rungs is None else prices.at_first_rungs(num_rungs)
     if spans:
         low, high = np.zeros(len(work), np.intp), np.full(len(work), len(prices.points) - 1)
         for index, lowest, highest in spans:
@@ -95,7 +96,11 @@ def bill(
     # Pairs: each of a prompt's chunks is a rectangle up to its last token.
     seen = context - 0.5 * (work[:, TOKENS] + rows - np.minimum(rows, limits.max_step_tokens))
     prompt_s = at.pair_s * seen
-    prompt_s += at.row_s + fixed_s[:, None] / limits.max_step_tokens
+    prompt_s += (
+        prices.rung_row_s(num_decoding, limits.max_step_tokens)[:num_rungs]
+        if levels is None
+        else (at.row_s + fixed_s[:, None] / limits.max_step_tokens)
+    )
     prompt_s *= rows
     prompt_s += at.prompt_s * (rows > 0.0)
     return Bill(levels, token_s, prompt_s, fixed_s)
@@ -183,7 +188,7 @@ def assign(
         cost += backfill
         backfill = backfill.cumsum(0)
     gain = prices.gain if levels is None else np.diff(prices.quality[levels], axis=0)
-    worth = gain * (tokens / np.array(outlook.max_tokens[:num])) / (cost + 1e-12)
+    worth = gain * (tokens / outlook.roll.max_tokens[:num]) / (cost + 1e-12)
     if backfill is not None:
         worth[backfill > max_raise_s] = 0.0
     if levels is not None:
@@ -244,10 +249,4 @@ def _backfill(
 
 def limited_spans(requests: Sequence[Request], prices: LevelCosts, num_begun: int) -> list[Span]:
     """Of those that may not use all levels. The first ``num_begun`` have begun."""
-    num_levels = len(prices.points)
-    if num_levels == 1:
-        odd = list(range(len(requests)))
-    else:
-        odd = [i for i, r in enumerate(requests) if len(r.points) != num_levels]
-        odd += [i for i, r in enumerate(requests[:num_begun]) if not r.may_switch and len(r.points) == num_levels]
-    return [(i, *prices.span(requests[i])) for i in odd]
+    return [(i, *prices.span(requests[i])) for i in limited(requests, len(prices.points), num_begun)]

@@ -69,6 +69,7 @@ class LevelCosts:
         once_s = once_s + FURTHER_POINTS * model.mixing_s
         rows = np.arange(MANY_ROWS + 1)[:, None]
         self._fixed_s: Array = np.maximum(batch_s - rows * self.row_s, 0.0) + once_s
+        self._fixed: list[list[float]] = self._fixed_s.tolist()
         self.padded = model.shared_context > 0
         """Whether decoding sequences cost as many keys as the longest of them."""
         self.columns = Prices(self.decode_s, self.key_s, self.row_s, self.pair_s, self.prompt_s)
@@ -84,16 +85,42 @@ class LevelCosts:
         """The same prices at the rungs only, as columns: [rungs, 1]."""
         self.gain: Array = np.diff(self.quality[self.rungs_at])[:, None]
         """Quality from each rung to the next: [rungs - 1, 1]."""
+        self._rung_row_s: dict[tuple[int, int], Array] = {}
+        self._at_first_rungs: dict[int, Prices] = {}
 
     def fixed_s(self, num_sequences: int) -> Array:
         """What a step costs in which so many sequences decode, beyond the price of its rows and sequences."""
         fixed: Array = self._fixed_s[min(max(num_sequences, 1), MANY_ROWS)]
         return fixed
 
+    def fixed(self, num_sequences: int) -> list[float]:
+        """The same, for single look-ups. Not to be changed."""
+        return self._fixed[min(max(num_sequences, 1), MANY_ROWS)]
+
     def fixed_at_rungs_s(self, num_sequences: int) -> Array:
         """The same at the rungs only."""
         fixed: Array = self._fixed_at_rungs_s[min(max(num_sequences, 1), MANY_ROWS)]
         return fixed
+
+    def dearest_fixed_s(self, num_sequences: int) -> float:
+        """The most that a step costs in which up to so many sequences decode at the best rung, beyond the price of its
+        rows and sequences."""
+        fixed_s = self._fixed_s[1 : min(num_sequences, MANY_ROWS) + 1]
+        return float(fixed_s[:, [0, self.rungs[-1]]].max())
+
+    def rung_row_s(self, num_sequences: int, max_step_tokens: int) -> Array:
+        """[rungs, 1]: a row of a prompt at a rung, with its share of a full step's fixed part."""
+        key = min(max(num_sequences, 1), MANY_ROWS), max_step_tokens
+        if (row_s := self._rung_row_s.get(key)) is None:
+            row_s = self.at_rungs.row_s + self._fixed_at_rungs_s[key[0]][:, None] / max_step_tokens
+            self._rung_row_s[key] = row_s
+        return row_s
+
+    def at_first_rungs(self, num_rungs: int) -> Prices:
+        """``at_rungs`` of the lowest so many."""
+        if (prices := self._at_first_rungs.get(num_rungs)) is None:
+            prices = self._at_first_rungs[num_rungs] = Prices(*[column[:num_rungs] for column in self.at_rungs])
+        return prices
 
     def span(self, request: Request) -> tuple[int, int]:
         """The lowest and highest level that ``request`` may run at; if those are on another ladder, what costs as
@@ -123,7 +150,11 @@ class PriceLists:
         """
         if model is not self._model:
             self._model, self._lists = model, {}
-        ladder = next((r.points[-1].ladder for r in requests if len(r.points) > 1), requests[0].points[-1].ladder)
+        ladder = requests[0].points[-1].ladder
+        for request in requests:
+            if len(request.points) > 1:
+                ladder = request.points[-1].ladder
+                break
         if (known := self._lists.get(ladder)) is not None:
             return known
         points = {point.level: point for r in requests for point in r.points if point.ladder == ladder}

@@ -66,7 +66,8 @@ class Promises(Admission):
         alone_s = overrun_alone_s(request, now, prices, book.slowness, self._limits)
         if alone_s > 0.0:
             return Drop(request, DropReason.HOPELESS, None, alone_s)
-        return Drop(request, DropReason.HOPELESS, overrun_s, overrun_s)
+        # Before a step has begun its plan may still drop others.
+        return Drop(request, DropReason.HOPELESS, overrun_s, 0.0 if self._step is None else overrun_s)
 
     def count(self, request: Request) -> None:
         """See :class:`~stepwell.schedulers.admission.Admission`."""

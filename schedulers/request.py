@@ -31,6 +31,14 @@ class OperatingPoint:
     token_budget: float = 1.0
     """Fraction of tokens kept, in (0, 1]."""
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Kept, as every token is counted by its point; of numbers only, so that it means the same in any process."""
+        return hash((self.level, self.cost, self.quality, self.token_budget))
+
     @cached_property
     def name(self) -> str:
         """``LADDER:LEVEL`` or ``LADDER:LEVEL@BUDGET``."""
@@ -94,6 +102,9 @@ class Request:
     """Absolute clock time after which nobody waits for the answer (gRPC deadline less a margin)."""
     queue_deadline_s: float = math.inf
     """Absolute clock time by which it must have started (the protocol's ``timeout``)."""
+    unit_tokens: int = 1
+    """A slice of its prompt has a multiple of so many tokens: an image or a text that is answered in one step cannot
+    be computed in pieces. Divides ``prompt_tokens``; a step must have room for one."""
     may_switch: bool = False
     """Whether its operating point may change among ``points`` from token to token (the ladder says its keys and values
     are exact or approximate across levels). Otherwise it stays where it started."""
@@ -158,6 +169,10 @@ class Request:
     def pending_tokens(self) -> int:
         """Tokens that must go through the model before the next one can be sampled; 1 in steady decode."""
         return self.known_tokens - self.computed_tokens
+
+    def whole_units(self, num_tokens: int) -> int:
+        """The most of so many pending tokens that make up a slice."""
+        return num_tokens - num_tokens % self.unit_tokens
 
     @property
     def has_started(self) -> bool:

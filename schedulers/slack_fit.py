@@ -72,7 +72,7 @@ class SlackFit(Priced):
         slices: list[Slice] = []
         tokens = self.limits.max_step_tokens
         for request in units:
-            point, num_tokens = _point(request, level), min(request.pending_tokens, tokens)
+            point, num_tokens = _point(request, level), request.whole_units(min(request.pending_tokens, tokens))
             if num_tokens and (request.phase is Phase.RUNNING or (room.seats and room.admit(request, point))):
                 slices.append(Slice(request, num_tokens, point))
                 tokens -= num_tokens

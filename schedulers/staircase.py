@@ -16,23 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from stepwell.schedulers.admission import Admission
+from stepwell.schedulers.calm import Calm
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.deadline_order import in_line
 from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, StepFill, longest_s
 from stepwell.schedulers.lineup import Lineup
 from stepwell.schedulers.outlook import Outlook
-from stepwell.schedulers.pace import ANSWER_S, BUSY, BUSY_SHARE, CALM_SHARE, affordable, assign, bill, limited_spans
+from stepwell.schedulers.pace import ANSWER_S, BUSY, BUSY_SHARE, CALM_SHARE, affordable, assign, bill
 from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.priced import Priced
 from stepwell.schedulers.prices import PriceLists
 from stepwell.schedulers.promises import Promises
 from stepwell.schedulers.request import Request
+from stepwell.schedulers.roll import Ledger
 from stepwell.schedulers.room import Room
-from stepwell.schedulers.work import END_S, PROMPT_DUE_S, TOKENS
 
+CALM_STEPS = 4
+"""How many steps there must be time for until it is worth working out whether they need any deciding."""
 TOLERANCE = 1.1
 """By how much a step's exact prediction may exceed its estimate before the step is filled anew."""
 
@@ -41,6 +41,28 @@ class Staircase(Priced):
     """See the module."""
 
     name = "staircase"
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self._ledger = Ledger()
+        self._calm: Calm | None = None
+
+    def plan(
+        self,
+        now: float,
+        waiting: Sequence[Request],
+        running: Sequence[Request],
+        capacity: Capacity,
+        cost_model: CostModel | None,
+    ) -> StepPlan:
+        calm, self._calm = self._calm, None
+        if calm is not None and not waiting and cost_model is calm.model and now < calm.expires_s:
+            calm = calm.among(running)
+            share, max_tokens = _share(len(running), self.limits), self.limits.max_step_tokens
+            if calm is not None and (plan := calm.plan(now + ANSWER_S, share, max_tokens)) is not None:
+                self._calm = calm
+                return plan
+        return super().plan(now, waiting, running, capacity, cost_model)
 
     def decide(
         self,
@@ -53,7 +75,7 @@ class Staircase(Priced):
     ) -> StepPlan:
         """See :class:`~stepwell.schedulers.priced.Priced`."""
         now += ANSWER_S
-        line = in_line(waiting)
+        line = self._ledger.line(waiting)
         situation = self._situation(now, line, running, model)
         if lost := situation.hopeless():
             drops += lost
@@ -62,12 +84,14 @@ class Staircase(Priced):
             if not line and not running:
                 return StepPlan((), drops)
             situation = self._situation(now, line, running, model)
-        return situation.step(capacity, drops)
+        plan = situation.step(capacity, drops)
+        self._calm = situation.calm(plan)
+        return plan
 
     def _situation(
         self, now: float, line: Sequence[Request], running: Sequence[Request], model: StepCostModel
     ) -> _Situation:
-        outlook = Outlook(now, line, running, self.limits.max_running)
+        outlook = Outlook(now, line, running, self.limits.max_running, self._ledger)
         return _Situation(outlook, line, model, self.price_lists, self.limits)
 
     def admission(
@@ -95,32 +119,27 @@ class _Situation:
         self._slowness = max(correction.median("decode"), correction.median("mixed"))
         self._worst_slowness = max(correction.upper("decode"), correction.upper("mixed"))
         self._prices = price_lists.of(model, outlook.requests)
-        spans = limited_spans(outlook.requests, self._prices, outlook.num_running)
+        prices = self._prices
+        spans = [(i, *prices.span(outlook.requests[i])) for i in outlook.roll.limited(len(prices.points))]
         num_decoding = len(outlook.decoding.indices)
         self._bill = bill(self._prices, outlook.work, spans, num_decoding, outlook.longest, limits, outlook.has_prompts)
-
-    @property
-    def _share(self) -> float:
-        """Of the time until something is due, what is given away now."""
-        num_here = self._outlook.num_running + len(self.line)
-        busyness = min(num_here / (BUSY * self._limits.max_running), 1.0)
-        return CALM_SHARE + (BUSY_SHARE - CALM_SHARE) * busyness
 
     def hopeless(self) -> list[Drop]:
         """Drops of those that have never started and cannot be in time any more, even alone and at their smallest
         points. When they came they might have been: it is the backlog's fault, and trying again may help."""
         outlook, charged, slowness = self._outlook, self._bill, self._slowness
-        waiting = slice(outlook.num_running, outlook.num_exact)
         if charged.prompt_s is None or not self.line:
             return []
-        columns, fixed_s = outlook.work[waiting].T, charged.fixed_s[0]
-        begin_s = outlook.now + (charged.prompt_s[0, waiting] + fixed_s) * slowness
-        late = begin_s > columns[PROMPT_DUE_S]
-        late |= begin_s + columns[TOKENS] * (charged.token_s[0, waiting] + fixed_s) * slowness > columns[END_S]
-        if not late.any():
-            return []
-        requests = [self.line[i] for i in np.flatnonzero(late).tolist()]
-        return [Drop(r, DropReason.HOPELESS, STEP_S) for r in requests if not r.has_started]
+        now, waiting, fixed_s = outlook.now, slice(outlook.num_running, outlook.num_exact), charged.fixed_s.item(0)
+        prompts_s, tokens_s = charged.prompt_s[0, waiting].tolist(), charged.token_s[0, waiting].tolist()
+        late = []
+        for i, (prompt_s, token_s, (prompt_due_s, tokens, end_s)) in enumerate(
+            zip(prompts_s, tokens_s, outlook.roll.waiting_work, strict=False)
+        ):
+            begin_s = now + (prompt_s + fixed_s) * slowness
+            if begin_s > prompt_due_s or begin_s + tokens * (token_s + fixed_s) * slowness > end_s:
+                late.append(self.line[i])
+        return [Drop(r, DropReason.HOPELESS, STEP_S) for r in late if not r.has_started]
 
     def step(self, capacity: Capacity, drops: Sequence[Drop]) -> StepPlan:
         """What runs, and how long that takes."""
@@ -128,7 +147,9 @@ class _Situation:
         running = outlook.requests[: outlook.num_running]
         room = Room(capacity, running, self._limits)
         decoding, prompts = outlook.decoding, outlook.prompts(room.seats, max_tokens)
-        pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness, self._share)
+        share = _share(outlook.num_running + len(self.line), self._limits)
+        pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness, share)
+        self._spare_s = pace.spare_s * self._slowness / share
         num_seen = max(outlook.num_running, 1 + max(prompts.indices, default=-1))
         step_s = longest_s(self._prices, len(decoding.indices), self._slowness)
         raise_s = step_s if prompts.indices else step_s * RAISE_FACTOR
@@ -144,6 +165,14 @@ class _Situation:
             predicted_s, learn = self._model.foresee(slices)
         return StepPlan(slices, drops, predicted_s, learn)
 
+    def calm(self, plan: StepPlan) -> Calm | None:
+        """What the steps after ``plan`` need not decide; None if it is not worth working out."""
+        outlook = self._outlook
+        if self.line or outlook.has_prompts or self._spare_s < CALM_STEPS * (plan.predicted_s or 0.0):
+            return None
+        share = _share(outlook.num_running, self._limits)
+        return Calm.of(outlook, self._bill, self._prices, self._model, share, self._slowness)
+
     def _filled(self, decoding: Lineup, prompts: Lineup, room: Room, step_s: float, optimism: float) -> StepFill:
         """``optimism``: by how much the exact prediction exceeds the estimates that the step is filled by."""
         points = self._prices.points if self._bill.levels is None else None
@@ -153,3 +182,9 @@ class _Situation:
         )
         fill.run(decoding, prompts, self._outlook.next_due_s)
         return fill
+
+
+def _share(num_here: int, limits: Limits) -> float:
+    """Of the time until something is due, what is given away now that so many requests are here."""
+    busyness = min(num_here / (BUSY * limits.max_running), 1.0)
+    return CALM_SHARE + (BUSY_SHARE - CALM_SHARE) * busyness

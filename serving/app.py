@@ -14,7 +14,7 @@ from stepwell.serving.config import ServerConfig
 from stepwell.serving.data_plane import DataPlane
 from stepwell.serving.engine_process.host import open_in_process
 from stepwell.serving.grpc.server import GrpcServer
-from stepwell.serving.hosting import OpenModel
+from stepwell.serving.hosted import OpenModel
 from stepwell.serving.http import HttpServer
 from stepwell.serving.metrics import Metrics
 from stepwell.serving.served_model import ServedModel

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 from stepwell.serving.client_types import (
     Chunk,
@@ -17,6 +18,7 @@ from stepwell.serving.client_types import (
     ModelDescription,
     ModelSummary,
     OperatingPoint,
+    Prediction,
     Report,
     RequestFailedError,
 )
@@ -30,6 +32,7 @@ __all__ = [
     "ModelDescription",
     "ModelSummary",
     "OperatingPoint",
+    "Prediction",
     "Report",
     "RequestFailedError",
 ]
@@ -99,6 +102,42 @@ class Client:
     def complete(self, model: str, prompt: str | Sequence[int], **options: object) -> Completion:
         """The whole answer at once; ``options`` as in :meth:`generate`. Raises RequestFailedError."""
         return Completion.of(self.generate(model, prompt, **options))  # type: ignore[arg-type]
+
+    def predict(
+        self,
+        model: str,
+        *,
+        pixel_values: Any = None,
+        images: Sequence[bytes] | None = None,
+        texts: Sequence[str] | None = None,
+        token_ids: Sequence[Sequence[int]] | None = None,
+        outputs: Sequence[str] = (),
+        slo_ms: float | None = None,
+        slo_class: str | None = None,
+        priority: int | None = None,
+        min_quality: float | None = None,
+        operating_point: str | None = None,
+        token_budget: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Prediction:
+        """Classify or segment images, or encode texts; exactly one form of input.
+
+        Args:
+            model: name of a model of the server.
+            pixel_values: numbers [3, H, W] or [N, 3, H, W], normalised as the model wants them.
+            images: PNG or JPEG files.
+            texts: what the model's tokenizer reads.
+            token_ids: a sequence a text, never padded.
+            outputs: names of those wanted; none = all that the model has.
+            slo_ms, slo_class, priority, min_quality, operating_point, timeout_s: as in :meth:`generate`.
+            token_budget: share of tokens to keep, in (0, 1].
+
+        Raises RequestFailedError.
+        """
+        given = {"pixel_values": pixel_values, "images": images, "texts": texts, "token_ids": token_ids}
+        slo = {"slo_ms": slo_ms, "slo_class": slo_class, "priority": priority}
+        pins = {"min_quality": min_quality, "operating_point": operating_point, "token_budget": token_budget}
+        return self._wire.predict(model, given, outputs, slo, pins, timeout_s)
 
     def models(self) -> list[ModelSummary]:
         """The models of the server. Raises RequestFailedError."""

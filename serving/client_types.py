@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Report:
     outcome: str
     """``met`` or ``missed``."""
     finish_reason: str
-    """``stop`` or ``length``."""
+    """``stop`` or ``length``; ``complete`` for a prediction."""
     slo_ms: float | None
     predicted_ms: float | None
     queue_ms: float
@@ -32,6 +36,8 @@ class Report:
     cached_tokens: int
     tokens_per_level: Mapping[str, int]
     """Generated tokens by operating point."""
+    tokens_kept: int | None = None
+    """Tokens that token reduction left of ``prompt_tokens``, averaged over the layers; None for a generation."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,15 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """The answer of a model that classifies, segments or encodes."""
+
+    outputs: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
+    """By name, of all items of the request together."""
+    report: Report
+
+
+@dataclass(frozen=True)
 class ModelSummary:
     """One line about a model."""
 
@@ -84,7 +99,7 @@ class OperatingPoint:
     """One level of one ladder: all that a request can be served at."""
 
     name: str
-    """``LADDER:LEVEL``."""
+    """``LADDER:LEVEL``, with ``@BUDGET`` where tokens are reduced."""
     quality: float
     """Relative to the full model."""
     metric: float | None
@@ -93,6 +108,8 @@ class OperatingPoint:
     """Parameters per token relative to the full model."""
     parameters: int
     """Parameters that run for each token."""
+    token_budget: float = 1.0
+    """Share of tokens kept."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,12 @@ class ModelDescription:
     quality_metric: Mapping[str, str]
     """``name``, ``better`` (lower or higher) and ``data`` of what :attr:`OperatingPoint.metric` measures."""
     ladders: tuple[Ladder, ...]
+    task: str = "generate"
+    """``generate``, ``classify``, ``segment`` or ``encode``."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, if there are any."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the images it wants; None if it takes none."""
 
 
 class RequestFailedError(Exception):

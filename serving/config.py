@@ -71,14 +71,25 @@ class ModelConfig:
     """Size of the cache in tokens of the full model instead of MiB."""
     page_tokens: int = field(default=32, metadata=at_least(1))
     """Tokens per cache page."""
-    max_step_tokens: int = field(default=512, metadata=at_least(1))
-    """Tokens of one step over all its sequences. Longer prompts are prefilled in chunks."""
+    max_step_tokens: int | None = field(default=None, metadata=at_least(1))
+    """Tokens of one step over all its sequences. Longer prompts are prefilled in chunks; an image or a text to encode
+    must fit. None = 512 for a model that generates, 4096 for others."""
     max_running: int = field(default=96, metadata=at_least(1))
     """Sequences that may hold cache pages at the same time."""
     max_waiting: int = field(default=1024, metadata=at_least(1))
     """Requests that may wait; further ones are refused at once (RESOURCE_EXHAUSTED)."""
     default_max_tokens: int = field(default=256, metadata=at_least(1))
     """Tokens to generate at most where the request does not say; less where the context ends before."""
+
+    @property
+    def generation_step_tokens(self) -> int:
+        """Tokens of a step of a model that generates."""
+        return self.max_step_tokens or 512
+
+    @property
+    def predict_step_tokens(self) -> int:
+        """Tokens of a step of a model that answers as a whole."""
+        return self.max_step_tokens or 4096
 
     @property
     def display_name(self) -> str:

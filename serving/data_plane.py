@@ -10,21 +10,27 @@ from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeAlias
 
 from stepwell.schedulers.request import Request
 from stepwell.serving.call import GenerateCall
 from stepwell.serving.config import ServerConfig
 from stepwell.serving.courier import Arrivals
 from stepwell.serving.engine.host import EngineHost
-from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.job import GenerationJob, Job, OneShotJob
 from stepwell.serving.engine.points import allowed_points, may_switch
-from stepwell.serving.errors import RefusedError, RequestError, Status, not_found
+from stepwell.serving.errors import RefusedError, RequestError, Status, invalid, not_found
 from stepwell.serving.handoff import Chunk, Mailbox
+from stepwell.serving.hosted import HostedModel
 from stepwell.serving.metrics import Metrics
+from stepwell.serving.predict_call import PredictCall
+from stepwell.serving.predict_job import predict_input, wanted_outputs
 from stepwell.serving.prompt import choose_max_tokens, pinned_point, prompt_ids
 from stepwell.serving.served_model import VERSION, ModelState, ServedModel
-from stepwell.serving.slo import hard_deadline, parse_slo, stated_class
-from stepwell.serving.verdicts import Asked, wishes_of
+from stepwell.serving.slo import ParsedSLO, hard_deadline, parse_slo, stated_class
+from stepwell.serving.verdicts import Asked, Verdicts, wishes_of
+
+Call: TypeAlias = GenerateCall | PredictCall
 
 _log = logging.getLogger(__name__)
 
@@ -134,13 +140,13 @@ class DataPlane:
             if served.loaded:
                 await asyncio.get_running_loop().run_in_executor(self._workers, served.unload, grace_s)
 
-    async def complete(self, call: GenerateCall) -> Chunk:
-        """Generate and return the whole answer. Raises RequestError; cancelling the task frees the request."""
+    async def complete(self, call: Call) -> Chunk:
+        """Compute and return the whole answer. Raises RequestError; cancelling the task frees the request."""
         async with _Ticket(self, call, whole=True) as ticket:
             return await ticket.next()
 
-    async def generate(self, call: GenerateCall) -> AsyncGenerator[Chunk, None]:
-        """Generate and yield output as it comes; the last chunk carries the report.
+    async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """Compute and yield output as it comes; the last chunk carries the report.
 
         Raises RequestError. Cancelling the task or closing the generator frees the request at the engine's next step.
         """
@@ -148,7 +154,7 @@ class DataPlane:
             while not ticket.finished:
                 yield await ticket.next()
 
-    async def submit(self, call: GenerateCall, whole: bool) -> tuple[EngineHost, str, Mailbox]:
+    async def submit(self, call: Call, whole: bool) -> tuple[EngineHost, str, Mailbox]:
         """Check a call and hand it to its model's engine. Returns that, the request's id there, and where its output
         arrives."""
         arrival_s = self._clock()
@@ -156,7 +162,8 @@ class DataPlane:
         with self._counting_refusals(served, call, arrival_s):
             if self.draining:
                 raise _draining()
-            await self._refuse_as_before(served, call, arrival_s)
+            if isinstance(call, GenerateCall):
+                await self._refuse_as_before(served, call, arrival_s)
             job = await self._job(served, call, arrival_s)
             host = served.hosted.host
             mailbox = Mailbox(served.hub, whole=whole)
@@ -164,20 +171,22 @@ class DataPlane:
         served.statistics.request_prepared(self._clock() - arrival_s)
         return host, job.request.request_id, mailbox
 
-    async def _hand_over(self, served: ServedModel, call: GenerateCall, job: GenerationJob, mailbox: Mailbox) -> None:
-        request = job.request
+    async def _hand_over(self, served: ServedModel, call: Call, job: Job, mailbox: Mailbox) -> None:
+        era = served.verdicts.era
         try:
             await served.hosted.host.submit(job, mailbox.sink)
         except RefusedError as refusal:
-            asked = Asked(
-                wishes_of(call), request.prompt_tokens, request.max_tokens, request.arrival_s, request.hard_deadline_s
-            )
-            served.verdicts.learn(asked, request.slo.slo_class, refusal, self._clock())
-            if call.wishes is not None:
-                served.verdicts.learn(
-                    asked._replace(wishes=call.wishes()), request.slo.slo_class, refusal, self._clock()
-                )
+            if isinstance(call, GenerateCall) and served.verdicts.era == era:
+                self._learn(served.verdicts, call, job.request, refusal)
             raise
+
+    def _learn(self, verdicts: Verdicts, call: GenerateCall, request: Request, refusal: RefusedError) -> None:
+        size = request.prompt_tokens, request.max_tokens
+        asked = Asked(wishes_of(call), *size, request.arrival_s, request.hard_deadline_s)
+        slo_class, now = request.slo.slo_class, self._clock()
+        verdicts.learn(asked, slo_class, refusal, now)
+        if call.wishes is not None:
+            verdicts.learn(asked._replace(wishes=call.wishes()), slo_class, refusal, now)
 
     def refuse_as_before(
         self,
@@ -203,15 +212,19 @@ class DataPlane:
             raise refusal
 
     async def _refuse_as_before(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> None:
-        if not served.verdicts.any:
+        wishes = wishes_of(call) if served.verdicts.any else None
+        if wishes not in served.verdicts or not self.accepts(served):
             return
         hosted = served.hosted
         num_tokens = len(await prompt_ids(hosted, call, self._config.max_prompt_bytes))
         size = num_tokens, choose_max_tokens(hosted, served.config, num_tokens, call.max_tokens)
-        self.refuse_as_before(served, wishes_of(call), size, call.time_remaining_s, arrival_s)
+        self.refuse_as_before(served, wishes, size, call.time_remaining_s, arrival_s)
 
-    async def _job(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> GenerationJob:
+    async def _job(self, served: ServedModel, call: Call, arrival_s: float) -> Job:
         hosted, config = served.hosted, self._config
+        if isinstance(call, GenerateCall) != (hosted.predictor is None):
+            remedy = "generate with a model that does, and classify, segment or encode with one of these"
+            raise invalid("model", f"{served.name!r} does not take such requests", f"one to {hosted.task}", remedy)
         parsed = parse_slo(
             time_remaining_s=call.time_remaining_s,
             metadata=call.metadata,
@@ -222,11 +235,14 @@ class DataPlane:
             margin_s=config.deadline_margin_ms / 1000.0,
             margin_ratio=config.deadline_margin_ratio,
         )
+        request_id = f"{served.name}-{next(self._numbers)}"
+        if isinstance(call, PredictCall):
+            return await self._predict_job(served, hosted, call, parsed, request_id, arrival_s)
         pinned = pinned_point(hosted.ladders, parsed, call.lossless)
         points = allowed_points(hosted.points, hosted.ladders, parsed.slo.min_quality, pinned)
         ids = await prompt_ids(hosted, call, config.max_prompt_bytes)
         request = Request(
-            request_id=f"{served.name}-{next(self._numbers)}",
+            request_id=request_id,
             arrival_s=arrival_s,
             slo=parsed.slo,
             points=points,
@@ -238,8 +254,36 @@ class DataPlane:
         )
         return GenerationJob(request, ids, call.sampling, call.stop, call.ignore_eos)
 
+    async def _predict_job(
+        self,
+        served: ServedModel,
+        hosted: HostedModel,
+        call: PredictCall,
+        parsed: ParsedSLO,
+        request_id: str,
+        arrival_s: float,
+    ) -> OneShotJob:
+        outputs = wanted_outputs(hosted, call)
+        points = allowed_points(
+            hosted.points, hosted.ladders, parsed.slo.min_quality, parsed.operating_point, parsed.token_budget
+        )
+        found = await predict_input(hosted, call, self._config.max_prompt_bytes)
+        self._metrics.padding_avoided(served.name, found.padding_avoided)
+        request = Request(
+            request_id=request_id,
+            arrival_s=arrival_s,
+            slo=parsed.slo,
+            points=points,
+            prompt_tokens=found.num_tokens,
+            max_tokens=1,
+            hard_deadline_s=parsed.hard_deadline_s,
+            queue_deadline_s=parsed.queue_deadline_s,
+            unit_tokens=found.unit_tokens,
+        )
+        return OneShotJob(request, found.items, outputs)
+
     @contextmanager
-    def _counting_refusals(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> Iterator[None]:
+    def _counting_refusals(self, served: ServedModel, call: Call, arrival_s: float) -> Iterator[None]:
         try:
             yield
         except RefusedError:
@@ -257,7 +301,7 @@ class DataPlane:
 class _Ticket:
     """One admitted request; leaving the block before its end cancels it."""
 
-    def __init__(self, plane: DataPlane, call: GenerateCall, *, whole: bool) -> None:
+    def __init__(self, plane: DataPlane, call: Call, *, whole: bool) -> None:
         self._plane, self._call, self._whole = plane, call, whole
         self.finished = False
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stepwell.serving.courier import Arrivals, Courier
-from stepwell.serving.engine.events import FinishEvent, TokenEvent
+from stepwell.serving.engine.events import FinishEvent, Output, ResultEvent, TokenEvent
 
-Event = TokenEvent | FinishEvent
+Event = Output | FinishEvent
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,20 @@ class Chunk:
     """One for each token, if asked for."""
     finish: FinishEvent | None
     """Set on the last chunk only."""
+    result: ResultEvent | None = None
+    """The answer to a request that is not a generation."""
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Chunk:
         """Merge events of one request, in order."""
         tokens = [event for event in events if isinstance(event, TokenEvent)]
         finish = next((event for event in events if isinstance(event, FinishEvent)), None)
+        result = next((event for event in events if isinstance(event, ResultEvent)), None)
         logprobs = None
         if any(token.logprobs is not None for token in tokens):
             logprobs = tuple(value for token in tokens for value in token.logprobs or ())
         ids = tuple(token_id for token in tokens for token_id in token.token_ids)
-        return cls(ids, "".join(token.text for token in tokens), logprobs, finish)
+        return cls(ids, "".join(token.text for token in tokens), logprobs, finish, result)
 
 
 class Mailbox:

@@ -154,6 +154,11 @@ class Metrics:
         self.requests.labels(model, self._fold_class(slo_class), Outcome.SHED.value).inc()
         self.shed.labels(model, self._fold_reason(reason)).inc()
 
+    def padding_avoided(self, model: str, num_tokens: int) -> None:
+        """So many tokens of padding came and will not be computed."""
+        if num_tokens:
+            self.tokens.labels(model, "padding_avoided").inc(num_tokens)
+
     def finished(self, model: str, event: FinishEvent, request: Request) -> None:
         """Count one request that reached the engine."""
         slo_class, report = self._fold_class(request.slo.slo_class), event.report
@@ -170,6 +175,8 @@ class Metrics:
             self.ttft_seconds.labels(model, slo_class).observe(report.ttft_ms / 1000.0)
         if report.tpot_ms is not None:
             self.tpot_seconds.labels(model, slo_class).observe(report.tpot_ms / 1000.0)
+        if report.tokens_kept is not None and (reduced := report.prompt_tokens - report.tokens_kept) > 0:
+            self.tokens.labels(model, "reduced").inc(reduced)
         if (ratio := latency_ratio(event, request)) is not None:
             self.slo_ratio.labels(model, slo_class).observe(ratio)
 

@@ -15,13 +15,17 @@ from dataclasses import fields
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
+
 from stepwell.serving.call import GenerateCall, generation_options
-from stepwell.serving.client_types import Chunk, Completion, Report
+from stepwell.serving.client_types import Chunk, Completion, Prediction, Report
 from stepwell.serving.config import ServerConfig, load_config
 from stepwell.serving.data_plane import DataPlane
 from stepwell.serving.engine.events import FinishEvent
 from stepwell.serving.handoff import Chunk as Output
 from stepwell.serving.metrics import Metrics
+from stepwell.serving.predict_call import PredictCall
+from stepwell.serving.predict_job import joined
 from stepwell.serving.served_model import ServedModel
 
 T = TypeVar("T")
@@ -76,6 +80,45 @@ class Engine:
         text, input_ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
         call = GenerateCall(self._served.name, text, input_ids, **vars(read), parameters=parameters)
         return self._stream(call)
+
+    def predict(
+        self,
+        *,
+        pixel_values: Any = None,
+        images: Sequence[bytes] | None = None,
+        texts: Sequence[str] | None = None,
+        token_ids: Sequence[Sequence[int]] | None = None,
+        outputs: Sequence[str] = (),
+        **options: Any,
+    ) -> Prediction:
+        """Classify or segment images, or encode texts; exactly one form of input.
+
+        Args:
+            pixel_values: numbers [3, H, W] or [N, 3, H, W], normalised as the model wants them.
+            images: PNG or JPEG files.
+            texts: what the model's tokenizer reads.
+            token_ids: a sequence a text, never padded.
+            outputs: names of those wanted; none = all that the model has.
+            options: request parameters as the protocol names them: ``slo_ms``, ``slo_class``, ``priority``,
+                ``min_quality``, ``operating_point``, ``token_budget``. None = left out.
+
+        Raises RequestError.
+        """
+        lens = None if token_ids is None else np.array([len(ids) for ids in token_ids], np.int64)
+        call = PredictCall(
+            self._served.name,
+            pixel_values=None if pixel_values is None else np.asarray(pixel_values, np.float32),
+            images=images,
+            texts=texts,
+            input_ids=None if token_ids is None else np.array([i for ids in token_ids for i in ids], np.int64),
+            seq_lens=lens,
+            outputs=tuple(outputs),
+            parameters={key: value for key, value in options.items() if value is not None},
+        )
+        answer = self._wait(self._plane.complete(call))
+        assert answer.result is not None
+        assert answer.finish is not None
+        return Prediction(joined(self._served.hosted, answer.result), _report(answer.finish))
 
     def close(self) -> None:
         """End what is in progress and free the model."""

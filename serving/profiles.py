@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgpack
 import torch
@@ -30,6 +30,7 @@ from stepwell.models.unit_profile import AttendCosts, UnitProfile
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.request import OperatingPoint
 from stepwell.serving.calibration import TrialRunner, fit_residual
+from stepwell.serving.predictor_costs import PointCurves
 from stepwell.serving.step_costs import StepResidual, cost_model
 
 FORMAT = 1
@@ -72,6 +73,22 @@ class Profile:
         return cost_model(self.units, self.residual, ladders)
 
 
+@dataclass(frozen=True)
+class PredictorProfile:
+    """The same of a model that answers as a whole."""
+
+    key: ProfileKey
+    curves: PointCurves
+    measured_in_s: float
+
+    def cost_model(self, ladders: LadderSet) -> StepCostModel:
+        """A predictor of the model's steps that has observed none yet."""
+        return self.curves.cost_model(ladders)
+
+
+AnyProfile: TypeAlias = Profile | PredictorProfile
+
+
 def profile_folder() -> Path:
     """Where profiles are kept."""
     if folder := os.environ.get(FOLDER_VARIABLE):
@@ -96,7 +113,7 @@ def model_hash(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def load_profile(key: ProfileKey) -> Profile | None:
+def load_profile(key: ProfileKey) -> AnyProfile | None:
     """The stored profile; None if there is none, or none that reads (then a warning says so)."""
     path = profile_folder() / key.file_name
     try:
@@ -112,7 +129,7 @@ def load_profile(key: ProfileKey) -> Profile | None:
     return profile
 
 
-def save_profile(profile: Profile) -> Path | None:
+def save_profile(profile: AnyProfile) -> Path | None:
     """Write the profile, whole or not at all; None, with a warning, if the folder does not take it."""
     path = profile_folder() / profile.key.file_name
     try:
@@ -155,7 +172,8 @@ def load_or_measure(
 ) -> Profile:
     """The stored profile of a model that is prepared for serving; measured and stored if there is none."""
     key = profile_key(loaded.path, loaded.decoder.dtype, packed_weights_ratio)
-    if (stored := load_profile(key)) is not None:
+    stored = load_profile(key)
+    if isinstance(stored, Profile):
         return stored
     _log.info("%s: no profile for this machine with %d threads; measuring", loaded.name, key.threads)
     profile = measure_profile(loaded, points, cache, key)
@@ -189,7 +207,7 @@ def _device() -> str:
     return f"cpu {name or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def _encoded(profile: Profile) -> bytes:
+def _encoded(profile: AnyProfile) -> bytes:
     content = msgpack.packb(asdict(profile))
     document = {"format": FORMAT, "check": _check(content), "content": content}
     return bytes(msgpack.packb(document))
@@ -199,7 +217,7 @@ def _check(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _decoded(data: bytes) -> Profile:
+def _decoded(data: bytes) -> AnyProfile:
     """Raises something if the bytes are not a profile of this format."""
     document = msgpack.unpackb(data)
     if document["format"] != FORMAT:
@@ -207,6 +225,9 @@ def _decoded(data: bytes) -> Profile:
     if document["check"] != _check(document["content"]):
         raise ValueError("check sum differs")
     content = msgpack.unpackb(document["content"], strict_map_key=False, use_list=False)
+    if "curves" in content:
+        curves = PointCurves(**content["curves"])
+        return PredictorProfile(ProfileKey(**content["key"]), curves, content["measured_in_s"])
     units = content["units"] | {"attend": {g: AttendCosts(**each) for g, each in content["units"]["attend"].items()}}
     return Profile(
         ProfileKey(**content["key"]),

@@ -10,7 +10,7 @@ from stepwell.serving.call import GenerateCall
 from stepwell.serving.config import ModelConfig
 from stepwell.serving.engine.points import resolve_point
 from stepwell.serving.errors import invalid
-from stepwell.serving.hosting import HostedModel
+from stepwell.serving.hosted import HostedModel
 from stepwell.serving.slo import ParsedSLO
 
 INLINE_CHARS = 2048
@@ -24,24 +24,25 @@ async def prompt_ids(hosted: HostedModel, call: GenerateCall, max_bytes: int) ->
     if call.input_ids is not None:
         return _checked_ids(hosted, call.input_ids)
     assert call.text is not None
-    ids = await _tokenise(hosted, call.text, max_bytes)
+    if len(call.text) < INLINE_CHARS:
+        ids = tokenise(hosted, call.text, max_bytes) if call.text else ()
+    else:
+        ids = await asyncio.get_running_loop().run_in_executor(None, tokenise, hosted, call.text, max_bytes)
     if not ids:
         raise invalid("text", "the prompt is empty", call.text, "send at least one character")
     # Some checkpoints have a tokenizer larger than their embedding.
     return _checked_ids(hosted, ids)
 
 
-async def _tokenise(hosted: HostedModel, text: str, max_bytes: int) -> Sequence[int]:
+def tokenise(hosted: HostedModel, text: str, max_bytes: int, name: str = "text") -> Sequence[int]:
+    """Token ids of a text, called ``name`` in messages; none of the empty one if the tokenizer adds none. Raises
+    RequestError (INVALID_ARGUMENT)."""
     if hosted.tokenizer is None:
-        raise invalid("text", "this model has no tokenizer", text, "send token ids instead")
+        raise invalid(name, "this model has no tokenizer", text, "send token ids instead")
     # A character takes at most four bytes: only texts near the limit need to be measured.
     if len(text) * 4 > max_bytes and (size := len(text.encode())) > max_bytes:
-        raise invalid("text", f"at most {max_bytes} bytes", size, "shorten the prompt")
-    if not text:
-        return ()
-    if len(text) < INLINE_CHARS:
-        return hosted.tokenizer.encode(text)
-    return await asyncio.get_running_loop().run_in_executor(None, hosted.tokenizer.encode, text)
+        raise invalid(name, f"at most {max_bytes} bytes", size, "shorten it")
+    return hosted.tokenizer.encode(text)
 
 
 def _checked_ids(hosted: HostedModel, ids: Sequence[int]) -> tuple[int, ...]:

@@ -13,15 +13,14 @@ from stepwell.serving.engine.host import OnLost
 from stepwell.serving.engine.observer import StepObservation
 from stepwell.serving.errors import RequestError, Status
 from stepwell.serving.handoff import Hub
-from stepwell.serving.hosting import HostedModel, OpenModel, open_decoder
+from stepwell.serving.hosted import HostedModel, OpenModel
+from stepwell.serving.hosting import open_in_thread
 from stepwell.serving.metrics import Metrics
 from stepwell.serving.statistics import Statistics
 from stepwell.serving.verdicts import Verdicts
 
 VERSION = "1"
 """The only version a model has."""
-PLATFORM = "stepwell_decoder"
-"""What runs it, in the protocol's terms."""
 
 
 class ModelState(enum.Enum):
@@ -36,7 +35,7 @@ class ModelState(enum.Enum):
 class ServedModel:
     """A model the configuration names. ``load`` and ``unload`` block and run in a worker thread, one at a time."""
 
-    def __init__(self, config: ModelConfig, metrics: Metrics, open_model: OpenModel = open_decoder) -> None:
+    def __init__(self, config: ModelConfig, metrics: Metrics, open_model: OpenModel = open_in_thread) -> None:
         self.config = config
         self.name = config.display_name
         self.state = ModelState.UNAVAILABLE
@@ -74,6 +73,16 @@ class ServedModel:
         """The way of its events to the event loop; set while READY."""
         assert self._hub is not None
         return self._hub
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it answers as a whole, rather than generates. Told as False while it is not loaded."""
+        return self._hosted is not None and self._hosted.predictor is not None
+
+    @property
+    def platform(self) -> str:
+        """What runs it, in the protocol's terms."""
+        return platform_of(self._hosted)
 
     @property
     def has_text(self) -> bool:
@@ -118,6 +127,11 @@ class ServedModel:
         self._hosted = None
         self.verdicts.forget()
         self.state, self.reason = ModelState.UNAVAILABLE, reason
+
+
+def platform_of(hosted: HostedModel | None) -> str:
+    """What runs a model, in the protocol's terms; ``hosted`` is None while it is not loaded."""
+    return "stepwell_decoder" if hosted is None or hosted.predictor is None else f"stepwell_{hosted.task}"
 
 
 class _Observer:

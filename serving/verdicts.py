@@ -63,6 +63,11 @@ class Verdicts:
 
     def __init__(self) -> None:
         self._held: dict[Hashable, _Verdict] = {}
+        self.era = 0
+        """Changes when what was held is forgotten: an answer to a question of an earlier one is not to be learnt."""
+
+    def __contains__(self, wishes: Hashable) -> bool:
+        return wishes in self._held
 
     @property
     def any(self) -> bool:
@@ -71,6 +76,7 @@ class Verdicts:
 
     def forget(self) -> None:
         """The engine has ended a step: it may admit now what it refused. From any thread."""
+        self.era += 1
         self._held = {}
 
     def learn(self, asked: Asked, slo_class: str, error: RefusedError, now: float) -> None:

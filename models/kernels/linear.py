@@ -13,15 +13,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from stepwell.models.kernels.activations import ACTIVATIONS
 
 _log = logging.getLogger(__name__)
 
-Part = tuple[nn.Linear | nn.Embedding, int, int]
-"""A linear layer (or an embedding used as the head) and the range of its units that runs."""
+
+class HasWeight(Protocol):
+    """A linear layer, or an embedding used as the head; it may have a ``bias`` too."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+
+Part = tuple[HasWeight, int, int]
+"""A layer and the range of its units that runs."""
 
 
 _ROW_STEPS = ((16, 1), (64, 4), (128, 16), (512, 32))
@@ -47,29 +58,36 @@ class SliceLinear:
     """Runs unit slices of linear layers; the memory of packed copies is bounded by ``budget_bytes``.
 
     A budget of 0, as while weights change in training, packs nothing: every call reads the plain weights.
+    ``pads_rows``: whether products are padded to a few dozen counts of rows. Without, each new count costs generating
+    code, which is less than a few rows of a large model cost.
     """
 
-    def __init__(self, budget_bytes: int = 0) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(self, budget_bytes: int = 0, pads_rows: bool = True) -> None:
+        self.budget_bytes, self.pads_rows = budget_bytes, pads_rows
         self.packed_bytes = 0
         self._has_spoken = False
         self._packs: dict[tuple[object, ...], tuple[Tensor | None, Tensor | None, list[int]]] = {}
 
-    def rows(self, x_RD: Tensor, parts: Sequence[Part]) -> Sequence[Tensor]:
-        """Output units ``start:stop`` of each part: a list of [R, stop - start], from one product if packed."""
+    def rows(self, x_RD: Tensor, parts: Sequence[Part], activation: str | None = None) -> Sequence[Tensor]:
+        """Output units ``start:stop`` of each part: a list of [R, stop - start], from one product if packed.
+
+        ``activation`` is a name of :data:`~stepwell.models.kernels.activations.ACTIVATIONS`, applied to every unit.
+        """
         weight, bias, sizes = self._rows_pack(parts) if self.budget_bytes else (None, None, [])
         if weight is None:
-            return [F.linear(x_RD, m.weight[a:b], _bias(m, a, b)) for m, a, b in parts]
-        parts_of: tuple[Tensor, ...] = _packed(x_RD, weight, bias).split(sizes, dim=-1)
+            outs = [F.linear(x_RD, m.weight[a:b], _bias(m, a, b)) for m, a, b in parts]
+            return [ACTIVATIONS[activation].apply(out) for out in outs] if activation else outs
+        parts_of: tuple[Tensor, ...] = self._packed(x_RD, weight, bias, activation).split(sizes, dim=-1)
         return parts_of
 
-    def columns(self, h_RU: Tensor, part: Part) -> Tensor:
-        """Product of the layer's input units ``start:stop`` with ``h`` [R, stop - start]: [R, out], without bias."""
+    def columns(self, h_RU: Tensor, part: Part, bias: Tensor | None = None) -> Tensor:
+        """Product of the layer's input units ``start:stop`` with ``h`` [R, stop - start]: [R, out]. The layer's own
+        bias is left out; ``bias`` [out], if given, is added."""
         module, start, stop = part
         weight = self._columns_pack(part) if self.budget_bytes else None
         if weight is None:
-            return F.linear(h_RU, module.weight[:, start:stop])
-        return _packed(h_RU, weight, None)
+            return F.linear(h_RU, module.weight[:, start:stop], bias)
+        return self._packed(h_RU, weight, bias)
 
     @torch.inference_mode()
     def warm_up(self, max_rows: int, budget_s: float = 1.0) -> None:
@@ -82,9 +100,19 @@ class SliceLinear:
         until_s = time.monotonic() + budget_s
         for num_rows in sorted({padded_rows(n) for n in range(1, max_rows + 1)}):
             for (_, size), weight in shapes.items():
-                _packed(torch.zeros(num_rows, size, dtype=weight.dtype), weight, None)
+                self._packed(torch.zeros(num_rows, size, dtype=weight.dtype), weight, None)
             if time.monotonic() > until_s:
                 return
+
+    def _packed(self, x_RD: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
+        num_rows = len(x_RD)
+        if self.pads_rows and (padded := padded_rows(num_rows)) != num_rows:
+            wide = x_RD.new_zeros(padded, x_RD.shape[1])
+            wide[:num_rows] = x_RD
+            x_RD = wide
+        name, algorithm = ACTIVATIONS[activation].fused if activation else ("none", "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_RD, weight, bias, name, [], algorithm)
+        return out[:num_rows]
 
     def _rows_pack(self, parts: Sequence[Part]) -> tuple[Tensor | None, Tensor | None, list[int]]:
         key = ("rows", *((id(module), start, stop) for module, start, stop in parts))
@@ -120,16 +148,6 @@ class SliceLinear:
             _log.warning(message, value)
 
 
-def _bias(module: nn.Linear | nn.Embedding, start: int, stop: int) -> Tensor | None:
+def _bias(module: HasWeight, start: int, stop: int) -> Tensor | None:
     bias = getattr(module, "bias", None)
     return None if bias is None else bias[start:stop]
-
-
-def _packed(x_RD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    num_rows = len(x_RD)
-    if (padded := padded_rows(num_rows)) != num_rows:
-        wide = x_RD.new_zeros(padded, x_RD.shape[1])
-        wide[:num_rows] = x_RD
-        x_RD = wide
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x_RD, weight, bias, "none", [], "")
-    return out[:num_rows]

@@ -105,6 +105,11 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.ffn_channels, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.ffn_channels, config.hidden_size, bias=config.mlp_bias)
 
+    @property
+    def input_weight(self) -> Tensor:
+        """See :class:`~stepwell.models.layers.split_cost.SlicedFFN`."""
+        return self.gate_proj.weight
+
     def forward(self, residual_TD: Tensor, norm: RMSNorm, spans: Sequence[Span], linear: SliceLinear) -> Tensor:
         """The residual stream with this sub-layer's output added, [T, D]."""
         if not spans:

@@ -11,17 +11,28 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from stepwell.models.kernels.linear import SliceLinear
-from stepwell.models.layers.blocks import FeedForward
 from stepwell.models.layers.staircase import Span
 
 MEASURED_ROWS = (1, 8, 32, 128, 256)
 _LAYERS = 4
 """Layers measured in turn, so that weights come from memory as they do in a step."""
 _REPEATS = 5
+
+
+class SlicedFFN(Protocol):
+    """A feed-forward network that runs slices of its channels."""
+
+    @property
+    def input_weight(self) -> Tensor:
+        """A weight [channels, D] that takes its input."""
+
+    def run_span(self, x_RD: Tensor, span: Span, linear: SliceLinear) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class MeasuredCost:
 
     @classmethod
     @torch.inference_mode()
-    def measure(cls, layers: Sequence[FeedForward], linear: SliceLinear, widths: tuple[int, int]) -> MeasuredCost:
+    def measure(cls, layers: Sequence[SlicedFFN], linear: SliceLinear, widths: tuple[int, int]) -> MeasuredCost:
         """Time ``layers`` at two widths and several numbers of rows; the fastest of a few runs counts."""
         narrow, wide = widths
         fixed, slope = [], []
@@ -62,9 +73,9 @@ class MeasuredCost:
         return self.seconds(narrow_rows, narrow_units + extra_units) <= split
 
 
-def _seconds(layers: Sequence[FeedForward], linear: SliceLinear, rows: int, width: int) -> float:
+def _seconds(layers: Sequence[SlicedFFN], linear: SliceLinear, rows: int, width: int) -> float:
     """Seconds per layer."""
-    weight = layers[0].gate_proj.weight
+    weight = layers[0].input_weight
     x, span = torch.ones(rows, weight.shape[1], dtype=weight.dtype), Span(0, width, rows)
     best = float("inf")
     for _ in range(_REPEATS):

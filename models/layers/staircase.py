@@ -48,6 +48,8 @@ class Span:
             return x_TD.index_add(0, self.rows, y_RD)
         if self.rows == len(x_TD):
             return x_TD + y_RD if torch.is_grad_enabled() else x_TD.add_(y_RD)
+        if torch.is_grad_enabled():
+            return torch.cat([x_TD[: self.rows] + y_RD, x_TD[self.rows :]])
         x_TD[: self.rows] += y_RD
         return x_TD
 

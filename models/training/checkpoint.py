@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stepwell.models.training.config import NestedConfig
 from stepwell.models.training.optimiser import Optimiser
+from stepwell.models.training.recipe import Recipe
 
 CHECKPOINT_FOLDER = "checkpoint"
 _WEIGHTS, _MOMENTS, _STATE = "weights.safetensors", "optimiser.safetensors", "state.json"
@@ -25,10 +25,10 @@ class TrainingState:
     step: int
     """Optimiser steps done."""
     corpus_digest: str
-    """Identifies the token stream trained on."""
+    """Identifies the data trained on."""
 
 
-def save(config: NestedConfig, model: nn.Module, optimiser: Optimiser, state: TrainingState) -> None:
+def save(config: Recipe, model: nn.Module, optimiser: Optimiser, state: TrainingState) -> None:
     """Write ``output/checkpoint``. The one before stays until the new one is complete."""
     folder = config.output / CHECKPOINT_FOLDER
     fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
@@ -45,7 +45,7 @@ def save(config: NestedConfig, model: nn.Module, optimiser: Optimiser, state: Tr
     shutil.rmtree(old, ignore_errors=True)
 
 
-def resume(config: NestedConfig, model: nn.Module, optimiser: Optimiser, corpus_digest: str) -> int:
+def resume(config: Recipe, model: nn.Module, optimiser: Optimiser, corpus_digest: str) -> int:
     """Load ``output/checkpoint`` if there is one; returns the optimiser steps already done.
 
     Raises ValueError if it belongs to another recipe or another text.
@@ -60,7 +60,7 @@ def resume(config: NestedConfig, model: nn.Module, optimiser: Optimiser, corpus_
     return int(document["step"])
 
 
-def _check_same(config: NestedConfig, document: Mapping[str, Any], corpus_digest: str) -> None:
+def _check_same(config: Recipe, document: Mapping[str, Any], corpus_digest: str) -> None:
     where, recipe = config.output / CHECKPOINT_FOLDER, config.to_json()
     for key, value in recipe.items():
         if document["recipe"].get(key) != value:

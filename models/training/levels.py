@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 from stepwell.models.ladder import LADDER_FORMAT, Architecture
+from stepwell.models.training.chains import best_nested_chain
 from stepwell.models.training.config import NestedConfig
 from stepwell.models.training.evaluate import Grid
 
@@ -49,37 +49,12 @@ def quality(grid: Grid, point: Point) -> float:
 
 
 def best_chain(grid: Grid, attention_parameters: int, channel_parameters: int) -> list[Point]:
-    """The nested chain, from the smallest sub-network to the full one, that wastes least quality at any budget.
-
-    A budget of parameters between two levels is served by the lower one, so a chain is a falling staircase of bits
-    per byte over parameters. The one with the smallest area below it wins; a level that is no better than a smaller
-    one is left out.
-    """
+    """The chain of bits per byte over parameters: see :func:`~stepwell.models.training.chains.best_nested_chain`."""
 
     def parameters(point: Point) -> int:
         return point[0] * (attention_parameters + point[1] * channel_parameters)
 
-    @cache
-    def best_from(point: Point) -> tuple[float, tuple[Point, ...]]:
-        """Area and levels of the best chain from this level to the full model."""
-        if point == max(grid):
-            return 0.0, (point,)
-        options = []
-        for larger in _larger(grid, point):
-            area, chain = best_from(larger)
-            step = grid[point] * (parameters(larger) - parameters(point))
-            options.append((area + step, (point, *chain)))
-        return min(options)
-
-    return list(best_from(min(grid))[1])
-
-
-def _larger(grid: Grid, point: Point) -> Iterable[Point]:
-    """Points that contain this one and are better, or are the full model."""
-    for other in grid:
-        contains = other != point and other[0] >= point[0] and other[1] >= point[1]
-        if contains and (grid[other] < grid[point] or other == max(grid)):
-            yield other
+    return best_nested_chain(grid, parameters)
 
 
 def _ladder(kv: str, points: Sequence[Point], grid: Grid) -> dict[str, Any]:

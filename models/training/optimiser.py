@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stepwell.models.training.config import NestedConfig
+from stepwell.models.training.muon import Float32Muon
+from stepwell.models.training.recipe import Rates
 
 
-def rate_factor(config: NestedConfig, step: int) -> float:
+def rate_factor(config: Rates, step: int) -> float:
     """Learning rate at ``step`` as a share of the highest: warm-up, stable, linear decay (WSD, arXiv 2404.06395).
 
     Before the decay it does not depend on the number of steps, so that a run may be prolonged from a checkpoint.
@@ -22,24 +23,20 @@ def rate_factor(config: NestedConfig, step: int) -> float:
 
 
 class Optimiser:
-    """Updates all parameters of a decoder.
+    """Updates all parameters of a transformer.
 
     The layers' matrices take Muon's orthogonalised momentum (Jordan et al. 2024; scaled to AdamW's step size,
     arXiv 2502.16982); on a small budget of tokens it learns considerably faster than AdamW alone. The embedding and
     the norms take AdamW (Loshchilov & Hutter 2019).
     """
 
-    def __init__(self, config: NestedConfig, model: nn.Module) -> None:
+    def __init__(self, config: Rates, model: nn.Module, float32: bool = False) -> None:
+        """``float32``: orthogonalise in float32 instead of bfloat16."""
         self._config = config
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         matrices = [parameter for parameter in self._names if self._is_matrix(parameter)]
         others = [parameter for parameter in self._names if not self._is_matrix(parameter)]
-        self._muon = torch.optim.Muon(
-            matrices,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        self._muon = _muon(config, matrices, float32)
         self._adamw = torch.optim.AdamW(others, lr=config.embedding_rate, betas=(0.9, 0.95), weight_decay=0.0)
 
     def update(self, step: int) -> None:
@@ -48,7 +45,7 @@ class Optimiser:
         nn.utils.clip_grad_norm_(self._names, self._config.max_grad_norm)
         for optimiser, rate in ((self._muon, self._config.learning_rate), (self._adamw, self._config.embedding_rate)):
             optimiser.param_groups[0]["lr"] = rate * factor
-            optimiser.step()  # type: ignore[no-untyped-call]
+            optimiser.step()
             optimiser.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -73,3 +70,10 @@ class Optimiser:
 
     def _is_matrix(self, parameter: nn.Parameter) -> bool:
         return parameter.ndim == 2 and ".layers." in self._names[parameter]
+
+
+def _muon(config: Rates, matrices: list[nn.Parameter], float32: bool) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if float32:
+        return Float32Muon(matrices, rate, decay)
+    return torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")

@@ -107,7 +107,7 @@ def simulated_capacity(workload: Workload, args: argparse.Namespace) -> float:
     config = load_config(None, server_document(args))
     (model,) = config.models
     sim_model, cost_source = open_sim_model(model, config.threads)
-    limits = Limits(model.max_step_tokens, model.max_running, model.max_waiting)
+    limits = Limits(model.generation_step_tokens, model.max_running, model.max_waiting)
     found = capacity(workload, Setup(sim_model, FULL_QUALITY, config.slo_classes, limits))
     say(f"load 1 = {found:.4g} requests/s, from {cost_source}")
     return found

@@ -1,7 +1,8 @@
-"""See it work: serve a shipped model, send requests with different needs all at once, show what each one got.
+"""See it work: serve the shipped models, send requests with different needs all at once, show what each one got.
 
-The server is a real one, on loopback; every request comes over gRPC from a thread of its own. Prints a table and a
-summary, and saves a plot. Two of the requests cannot be served, to show how that is told.
+The servers are real ones, on loopback; every request comes over gRPC from a thread of its own. First texts are
+generated, then images classified. Prints tables and summaries, and saves a plot and the route of an image through its
+model. Two of the requests cannot be served, to show how that is told.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from stepwell.serving.cli.output import UsageError, add_json_option, excerpt, pr
 if TYPE_CHECKING:
     from stepwell.serving.cli.demo_run import Answer, Outcome
 
-HELP = "serve a shipped model, send a mixed load, show what each request got"
+HELP = "serve the shipped models, send a mixed load, show what each request got"
 PLOT_FILE = "demo.png"
 _MIN_REQUESTS = 4
 _NUM_TEXTS = 4
@@ -25,6 +26,7 @@ _NUM_TEXTS = 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``stepwell demo``."""
     parser.add_argument("--model", default="nested-lm", help="another model with a tokenizer (default %(default)s)")
+    parser.add_argument("--vision", default="routed-vit", help="model for the images, or none (default %(default)s)")
     parser.add_argument("--requests", type=int, default=28, metavar="N", help="how many at once (default %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR", help=f"where {PLOT_FILE} goes (default %(default)s)"
@@ -43,11 +45,26 @@ def run(args: argparse.Namespace) -> None:
     outcome = run_demo(args.model, args.requests)
     plot = args.out / PLOT_FILE
     save_plot(outcome, plot)
+    if not args.json:
+        print("\n\n".join([request_table(outcome), _failures(outcome), _texts(outcome), summary(outcome)]))
+        say(f"plot: {plot}")
+    seen = None if args.vision == "none" else _run_vision(args)
     if args.json:
-        print_json(document(outcome) | {"plot": str(plot)})
-        return
-    print("\n\n".join([request_table(outcome), _failures(outcome), _texts(outcome), summary(outcome)]))
-    say(f"plot: {plot}")
+        print_json(document(outcome) | {"plot": str(plot), "vision": seen})
+
+
+def _run_vision(args: argparse.Namespace) -> dict[str, Any]:
+    """The second part: its part of the document."""
+    from stepwell.serving.cli.demo_vision import PICTURE_FILE, examples_of, run_vision, vision_document, vision_text
+    from stepwell.serving.cli.explain import explain
+
+    outcome = run_vision(args.vision, args.requests)
+    picture = args.out / PICTURE_FILE
+    explain(args.vision, examples_of(args.vision)[0].path, picture, budget=0.4)
+    if not args.json:
+        print(f"\n{vision_text(outcome)}")
+        say(f"route of the first image at a budget of 0.4: {picture}")
+    return vision_document(outcome) | {"picture": str(picture)}
 
 
 def request_table(outcome: Outcome) -> str:

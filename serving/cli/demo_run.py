@@ -22,7 +22,7 @@ from stepwell.serving.config import ModelConfig, ServerConfig, SLOClass
 from stepwell.serving.engine.events import FinishEvent
 from stepwell.serving.engine.observer import EngineObserver, StepObservation
 from stepwell.serving.engine_process.host import open_in_process
-from stepwell.serving.hosting import HostedModel, OpenModel
+from stepwell.serving.hosted import HostedModel, OpenModel
 
 PATIENCE_S = 300.0
 """For all answers together; then something is broken."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stepwell.serving.cli.output import add_json_option, millions, print_json, table
@@ -42,7 +42,8 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
     chooses), null without one. Raises ValueError if the model cannot be opened."""
     from stepwell.models.loader import read_files
     from stepwell.serving.engine.points import operating_points
-    from stepwell.serving.hosting import unit_parameters
+    from stepwell.serving.hosted import context_length, task_of, unit_parameters
+    from stepwell.serving.point_costs import columns_of
 
     files = read_files(model)
     ladders, units = files.ladders, unit_parameters(files.config)
@@ -50,7 +51,7 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
     costs = _predicted(files, points, threads)
 
     def of_ladder(ladder: Ladder) -> dict[str, Any]:
-        named = [(points[f"{ladder.name}:{k}"], level) for k, level in enumerate(ladder.levels)]
+        named = [(points[ladder.point_name(k)], level) for k, level in enumerate(ladder.levels)]
         return {
             "name": ladder.name,
             "kv": ladder.kv,
@@ -62,10 +63,12 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
 
     return {
         "model": files.name,
+        "task": task_of(files),
         "parameters": units.of(ladders.architecture.full),
-        "context_length": files.config.max_positions,
+        "context_length": context_length(files.config),
         "quality_metric": dict(ladders.quality_metric),
         "default_ladder": ladders.default,
+        "predictions": {"about": columns_of(files).about, "columns": columns_of(files).names},
         "ladders": [of_ladder(ladder) for ladder in ladders.ladders.values()],
     }
 
@@ -73,10 +76,10 @@ def describe(model: str, threads: int | None = None) -> dict[str, Any]:
 def _predicted(
     files: ModelFiles, points: Mapping[str, OperatingPoint], threads: int | None
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds by operating point (see :class:`~stepwell.serving.point_costs.PointCost`); none without profile."""
+    """Milliseconds by operating point (see :mod:`~stepwell.serving.point_costs`); none without profile."""
     from stepwell.serving.config import ModelConfig
-    from stepwell.serving.hosting import run_dtype
-    from stepwell.serving.point_costs import point_cost
+    from stepwell.serving.point_costs import columns_of
+    from stepwell.serving.precision import run_dtype
     from stepwell.serving.profiles import load_profile, profile_key
 
     config = ModelConfig(files.name)
@@ -85,7 +88,8 @@ def _predicted(
     if profile is None:
         return {}
     model = profile.cost_model(files.ladders)
-    return {name: asdict(point_cost(model, point)) for name, point in points.items()}
+    columns = columns_of(files)
+    return {name: columns.costs(model, point) for name, point in points.items()}
 
 
 def _point(point: OperatingPoint, level: Level, parameters: int) -> dict[str, Any]:
@@ -95,6 +99,7 @@ def _point(point: OperatingPoint, level: Level, parameters: int) -> dict[str, An
         "kv_groups": list(level.subnet.kv_groups),
         "ffn_channels": list(level.subnet.ffn_channels),
         "parameters": parameters,
+        "token_budget": point.token_budget,
         "cost": point.cost,
         "quality": point.quality,
         "metric": level.metric,
@@ -105,31 +110,30 @@ def _text(document: dict[str, Any]) -> str:
     metric = document["quality_metric"]
     name = metric.get("name", "metric")
     size = f"{millions(document['parameters'])} parameters run for each token at full size"
-    lines = [f"{document['model']}: {size}; context {document['context_length']} tokens"]
+    context = f"; context {document['context_length']} tokens" if document["context_length"] else ""
+    lines = [f"{document['model']} ({document['task']}): {size}{context}"]
     if "data" in metric:
         lines.append(f"quality: from {name} ({metric.get('better', '?')} is better), {metric['data']}")
     lines.append(_about_costs(document))
     for ladder in document["ladders"]:
         default = ", the default" if ladder["name"] == document["default_ladder"] else ""
-        lines += ["", f"ladder {ladder['name']} (cache across levels: {ladder['kv']}{default})"]
-        lines.append(_ladder_table(ladder["points"], name))
+        cache = f"cache across levels: {ladder['kv']}" if document["task"] == "generate" else "nested"
+        lines += ["", f"ladder {ladder['name']} ({cache}{default})"]
+        lines.append(_ladder_table(ladder["points"], name, document["predictions"]["columns"]))
     return "\n".join(lines)
 
 
 def _about_costs(document: dict[str, Any]) -> str:
-    from stepwell.serving.point_costs import CONTEXT, PROMPT_TOKENS, TOGETHER
-
     if document["ladders"][0]["points"][0]["predicted"] is None:
         return f"milliseconds: none measured on this machine; 'stepwell profile {document['model']}' does"
-    return f"milliseconds of steps: 1 or {TOGETHER} sequences decode over {CONTEXT} tokens; a prompt of {PROMPT_TOKENS}"
+    about: str = document["predictions"]["about"]
+    return about
 
 
-def _ladder_table(points: Sequence[dict[str, Any]], metric: str) -> str:
-    from stepwell.serving.point_costs import HEADERS, cells
-
+def _ladder_table(points: Sequence[dict[str, Any]], metric: str, columns: Mapping[str, str]) -> str:
     has_costs = any(point["predicted"] for point in points)
     headers = ["point", "layers", "head groups", "FFN channels", "parameters", "of full", "quality", metric]
-    headers += HEADERS if has_costs else ()
+    headers += columns.values() if has_costs else ()
     rows = [
         [
             point["name"],
@@ -140,7 +144,7 @@ def _ladder_table(points: Sequence[dict[str, Any]], metric: str) -> str:
             f"{point['cost']:.1%}",
             f"{point['quality']:.3f}",
             "-" if point["metric"] is None else f"{point['metric']:.3f}",
-            *(cells(point["predicted"]) if has_costs else ()),
+            *(f"{point['predicted'][key]:.2f}" for key in (columns if has_costs else ())),
         ]
         for point in points
     ]

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from stepwell.serving.cli import bench, demo, generate, ladder, profile, serve, simulate, train
+from stepwell.serving.cli import bench, demo, explain, generate, ladder, profile, serve, simulate, train
 from stepwell.serving.cli.output import CommandError, UsageError, say
 from stepwell.serving.client_types import RequestFailedError
 from stepwell.serving.errors import RequestError
@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": generate,
     "ladder": ladder,
     "profile": profile,
+    "explain": explain,
     "train": train,
     "bench": bench,
     "simulate": simulate,

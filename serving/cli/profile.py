@@ -9,17 +9,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwell.serving.cli.output import UsageError, add_json_option, print_json, say, table
 
 if TYPE_CHECKING:
-    from stepwell.models.loader import LoadedModel
+    from stepwell.models.ladder import Ladder
+    from stepwell.models.loader import ModelFiles
     from stepwell.models.profiler import Progress
     from stepwell.schedulers.request import OperatingPoint
-    from stepwell.serving.profiles import Profile
+    from stepwell.serving.config import ModelConfig
+    from stepwell.serving.profiles import AnyProfile
 
 HELP = "measure what a model's operating points cost on this machine"
 
@@ -39,26 +40,25 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--threads: must be >= 1, got {args.threads}; give a number of threads")
     import torch
 
+    from stepwell.models.loader import read_files
     from stepwell.serving.config import ModelConfig
-    from stepwell.serving.hosting import prepare
-    from stepwell.serving.profiles import measure_profile, profile_key, save_profile
+    from stepwell.serving.profiles import save_profile
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     config = ModelConfig(args.model, dtype=args.dtype)
-    loaded, cache, points = prepare(config)
-    key = profile_key(loaded.path, loaded.decoder.dtype, config.packed_weights_ratio)
-    profile = measure_profile(loaded, points, cache, key, _progress())
-    say(f"measured in {profile.measured_in_s:.1f} s with {key.threads} threads")
+    files = read_files(args.model)
+    profile, points = _measure(config, files)
+    say(f"measured in {profile.measured_in_s:.1f} s with {profile.key.threads} threads")
     path = save_profile(profile)
     if path is not None:
         say(f"kept as {path}")
-    document = describe(loaded, profile, points) | {"path": None if path is None else str(path)}
+    document = describe(files, profile, points) | {"path": None if path is None else str(path)}
     if args.plot is not None:
         from stepwell.serving.cli.profile_plot import save_plot
 
         args.plot.parent.mkdir(parents=True, exist_ok=True)
-        save_plot(document, profile.units, args.plot)
+        save_plot(document, profile, args.plot)
         say(f"plot: {args.plot}")
     if args.json:
         print_json(document)
@@ -66,49 +66,64 @@ def run(args: argparse.Namespace) -> None:
         print(_text(document))
 
 
-def describe(loaded: LoadedModel, profile: Profile, points: Mapping[str, OperatingPoint]) -> dict[str, Any]:
+def _measure(config: ModelConfig, files: ModelFiles) -> tuple[AnyProfile, Mapping[str, OperatingPoint]]:
+    """A new profile, and the model's operating points."""
+    from stepwell.models.config import DecoderConfig
+    from stepwell.serving.decoder_hosting import prepare
+    from stepwell.serving.predictor_hosting import measure_predictor, prepare_predictor
+    from stepwell.serving.profiles import measure_profile, profile_key
+
+    if isinstance(files.config, DecoderConfig):
+        loaded, cache, points = prepare(config, files)
+        key = profile_key(files.path, loaded.decoder.dtype, config.packed_weights_ratio)
+        return measure_profile(loaded, points, cache, key, _progress()), points
+    predictor = prepare_predictor(config, files)
+    key = profile_key(files.path, predictor.model.dtype, config.packed_weights_ratio)
+    return measure_predictor(config, predictor, key, _progress()), predictor.points
+
+
+def describe(files: ModelFiles, profile: AnyProfile, points: Mapping[str, OperatingPoint]) -> dict[str, Any]:
     """The document of ``--json``."""
-    from stepwell.serving.point_costs import CONTEXT, PROMPT_TOKENS, TOGETHER, point_cost
+    from stepwell.serving.point_costs import columns_of
 
-    model = profile.cost_model(loaded.ladders)
+    model, columns = profile.cost_model(files.ladders), columns_of(files)
 
-    def of_ladder(name: str) -> list[dict[str, Any]]:
-        levels = [points[f"{name}:{k}"] for k in range(len(loaded.ladders.ladders[name].levels))]
-        return [{"name": p.name, "quality": p.quality, "cost": p.cost, **asdict(point_cost(model, p))} for p in levels]
+    def of_ladder(ladder: Ladder) -> dict[str, Any]:
+        levels = [points[ladder.point_name(k)] for k in range(len(ladder.levels))]
+        described = [{"name": p.name, "quality": p.quality, "cost": p.cost, **columns.costs(model, p)} for p in levels]
+        return {"name": ladder.name, "points": described}
 
     return {
-        "model": loaded.name,
+        "model": files.name,
         "device": profile.key.device,
         "dtype": profile.key.dtype,
         "threads": profile.key.threads,
         "measured_in_s": profile.measured_in_s,
-        "context": CONTEXT,
-        "prompt_tokens": PROMPT_TOKENS,
-        "together": TOGETHER,
-        "default_ladder": loaded.ladders.default,
-        "ladders": [{"name": name, "points": of_ladder(name)} for name in loaded.ladders.ladders],
+        "about": columns.about,
+        "columns": columns.names,
+        "compared": columns.compared,
+        "compared_label": columns.compared_label,
+        "default_ladder": files.ladders.default,
+        "ladders": [of_ladder(ladder) for ladder in files.ladders.ladders.values()],
     }
 
 
 def _text(document: dict[str, Any]) -> str:
-    from stepwell.serving.point_costs import HEADERS
-
-    context, together, prompt = (document[name] for name in ("context", "together", "prompt_tokens"))
+    columns = document["columns"]
     lines = [
         f"{document['model']} in {document['dtype']} with {document['threads']} threads on {document['device']}",
-        f"predicted steps: 1 and {together} sequences that decode over {context} tokens; a prompt of {prompt}",
+        document["about"],
     ]
-    headers = ["point", "quality", "of full", *HEADERS]
+    headers = ["point", "quality", "of full", *columns.values()]
     for ladder in document["ladders"]:
         default = " (the default)" if ladder["name"] == document["default_ladder"] else ""
-        lines += ["", f"ladder {ladder['name']}{default}", table(headers, _rows(ladder["points"]), left=["point"])]
+        rows = _rows(ladder["points"], list(columns))
+        lines += ["", f"ladder {ladder['name']}{default}", table(headers, rows, left=["point"])]
     return "\n".join(lines)
 
 
-def _rows(points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    from stepwell.serving.point_costs import cells
-
-    return [[p["name"], f"{p['quality']:.3f}", f"{p['cost']:.1%}", *cells(p)] for p in points]
+def _rows(points: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[str]]:
+    return [[p["name"], f"{p['quality']:.3f}", f"{p['cost']:.1%}", *(f"{p[key]:.2f}" for key in keys)] for p in points]
 
 
 def _progress() -> Progress:
@@ -116,7 +131,7 @@ def _progress() -> Progress:
     watched = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
-        if watched and done % 20 == 0:
+        if watched and (done % 20 == 0 or total < 100):
             print(f"\rmeasuring {100 * done // total:3d} %", end="", file=sys.stderr, flush=True)
 
     return progress

@@ -76,7 +76,11 @@ def listening(server: Server) -> dict[str, object]:
         "grpc": f"{host}:{server.grpc_port}",
         "http": f"http://{host}:{server.http_port}",
         "models": {
-            name: {"operating_points": len(served.hosted.points), "context_length": served.hosted.context_length}
+            name: {
+                "task": served.hosted.task,
+                "operating_points": len(served.hosted.points),
+                "context_length": served.hosted.context_length,
+            }
             for name, served in server.plane.models.items()
         },
     }
@@ -94,4 +98,6 @@ def announce(server: Server) -> None:
     for name, served in server.plane.models.items():
         hosted = served.hosted
         ladders = ", ".join(f"{ladder.name} ({len(ladder.levels)})" for ladder in hosted.ladders.ladders.values())
-        print(f"model {name}: context {hosted.context_length} tokens; ladders (levels): {ladders}", flush=True)
+        wanted = hosted.image_input
+        size = f"images of {wanted.height} x {wanted.width}" if wanted else f"context {hosted.context_length} tokens"
+        print(f"model {name} ({hosted.task}): {size}; ladders (levels): {ladders}", flush=True)

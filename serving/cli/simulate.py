@@ -136,7 +136,7 @@ def _setup(args: argparse.Namespace, config: ServerConfig) -> tuple[Setup, str]:
         raise UsageError(f"--model: not in {args.config}, got {args.model!r}; use one of its models")
     say(f"{args.model}: reading what its steps cost (the first time on a machine, measuring it)")
     model, cost_source = open_sim_model(replace(chosen, profile=args.profile), config.threads)
-    limits = Limits(chosen.max_step_tokens, chosen.max_running, chosen.max_waiting)
+    limits = Limits(chosen.generation_step_tokens, chosen.max_running, chosen.max_waiting)
     setup = Setup(model, FULL_QUALITY, config.slo_classes, limits, args.replicas, args.routing, args.noise, args.seed)
     return setup, cost_source
 

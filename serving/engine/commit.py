@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from stepwell.serving.engine import endings
 from stepwell.serving.engine.backlog import Backlog
-from stepwell.serving.engine.generation import Generation
+from stepwell.serving.engine.entry import Entry
 from stepwell.serving.engine.observer import StepKind, StepObservation
 from stepwell.serving.engine.outbox import Outbox
 from stepwell.serving.engine.pages import PageKeeper
 from stepwell.serving.engine.roster import Roster
-from stepwell.serving.engine.step import SequenceStep
-
-if TYPE_CHECKING:
-    from stepwell.models.sampling import SampledToken
+from stepwell.serving.engine.step import ItemStep, Step
 
 
 @dataclass(frozen=True)
 class RunStep:
     """A step that was run."""
 
-    steps: Sequence[SequenceStep]
-    tokens: Mapping[str, SampledToken]
-    """One for each of ``steps`` with ``sampling``."""
+    steps: Sequence[Step]
+    outputs: Mapping[str, Any]
+    """What the runner returned for each of ``steps`` that ``yields``."""
     cached_tokens: int
     """Saved by prefix reuse for those that started in it."""
     predicted_s: float | None
@@ -40,50 +37,48 @@ class RunStep:
 class Committer:
     """Commits steps, one after the other."""
 
-    def __init__(
-        self, roster: Roster, keeper: PageKeeper, outbox: Outbox, backlog: Backlog, eos_token_ids: Collection[int]
-    ) -> None:
+    def __init__(self, roster: Roster, keeper: PageKeeper, outbox: Outbox, backlog: Backlog) -> None:
         self._roster, self._keeper, self._outbox, self._backlog = roster, keeper, outbox, backlog
-        self._eos_token_ids = frozenset(eos_token_ids)
 
     def commit(self, run: RunStep) -> None:
         """All of it, in the order of the step."""
         self._backlog.worked(run.seconds)  # before anybody finishes: it is part of what they took
         gaps: list[tuple[str, float]] = []
+        seconds, predicted_s, ended_s = run.seconds, run.predicted_s, run.ended_s
         for step in run.steps:
-            generation = self._roster.get(step.request_id)
-            self._advance(generation, step, run)
-            if step.sampling is not None:
+            entry = self._roster.get_running(step.request_id)
+            self._advance(entry, step, seconds, predicted_s)
+            if step.yields:
                 if step.sample_index:
-                    gaps.append((generation.request.slo.slo_class, run.ended_s - generation.last_token_s))
-                self._take_token(generation, run.tokens[step.request_id], run.ended_s)
+                    gaps.append((entry.request.slo.slo_class, ended_s - entry.last_token_s))
+                self._take(entry, run.outputs[step.request_id], ended_s)
         self._outbox.step_finished(_observation(run, gaps))
 
-    def _advance(self, generation: Generation, step: SequenceStep, run: RunStep) -> None:
-        request = generation.request
-        request.computed_tokens += len(step.token_ids)
-        generation.compute_s += run.seconds
-        if run.predicted_s is not None:
-            generation.predicted_s = (generation.predicted_s or 0.0) + run.predicted_s
-        self._keeper.commit(generation, request.computed_tokens)
+    def _advance(self, entry: Entry, step: Step, seconds: float, predicted_s: float | None) -> None:
+        request = entry.request
+        request.computed_tokens += step.num_tokens
+        entry.compute_s += seconds
+        if predicted_s is not None:
+            entry.predicted_s = (entry.predicted_s or 0.0) + predicted_s
+        self._keeper.commit(entry, step.subnet, request.computed_tokens)
 
-    def _take_token(self, generation: Generation, token: SampledToken, now: float) -> None:
-        event, reason = generation.append(token, self._eos_token_ids, now)
-        if self._outbox.stream(generation, event, now) and reason is not None:
-            self._outbox.finish(generation, endings.finished(reason), now)
+    def _take(self, entry: Entry, output: Any, now: float) -> None:
+        event, reason = entry.receive(output, now)
+        if event is not None and self._outbox.stream(entry, event, now) and reason is not None:
+            self._outbox.finish(entry, endings.finished(reason), now)
 
 
 def _observation(run: RunStep, gaps: Sequence[tuple[str, float]]) -> StepObservation:
-    decodes = [step.sample_index > 0 and len(step.token_ids) == 1 for step in run.steps]
+    decodes = [step.decodes for step in run.steps]
     kind: StepKind = "decode" if all(decodes) else "mixed" if any(decodes) else "prefill"
-    num_tokens = sum(len(step.token_ids) for step in run.steps)
+    num_tokens = sum([step.num_tokens for step in run.steps])
     return StepObservation(
         kind=kind,
         seconds=run.seconds,
         predicted_s=run.predicted_s,
         points=tuple([step.point.name for step in run.steps]),
         prefill_tokens=num_tokens - sum(decodes),
-        generated_tokens=sum(step.sampling is not None for step in run.steps),
+        generated_tokens=sum([step.yields and not isinstance(step, ItemStep) for step in run.steps]),
         cached_tokens=run.cached_tokens,
         inter_token_s=gaps,
     )

@@ -24,13 +24,13 @@ from stepwell.serving.engine.events import Sink
 from stepwell.serving.engine.inbox import Inbox
 from stepwell.serving.engine.intake import accept
 from stepwell.serving.engine.isolation import Ran, run_isolating
-from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.job import Job
 from stepwell.serving.engine.observer import EngineObserver
 from stepwell.serving.engine.outbox import Outbox
 from stepwell.serving.engine.pages import PageKeeper
 from stepwell.serving.engine.roster import Roster
 from stepwell.serving.engine.seating import Seating
-from stepwell.serving.engine.step import Runner, SequenceStep
+from stepwell.serving.engine.step import Runner, Step
 from stepwell.serving.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Serves generations. ``submit``, ``cancel``, ``drain``, ``wait`` and the properties may be used from any thread;
+    """Serves requests. ``submit``, ``cancel``, ``drain``, ``wait`` and the properties may be used from any thread;
     all else by one thread (see :class:`~stepwell.serving.engine.loop.EngineLoop`).
 
     Args:
@@ -72,26 +72,26 @@ class Engine:
     ) -> None:
         self.now = clock
         self._runner, self._policy, self._cost_model = runner, policy, cost_model
-        self._tokenizer, self._limits = tokenizer, limits
+        self._tokenizer, self._limits, self._eos_token_ids = tokenizer, limits, frozenset(eos_token_ids)
         self._keeper = PageKeeper(cache, ladders)
         self._roster = Roster(self._keeper)
         self._inbox = Inbox()
         self._backlog = Backlog()
         self._outbox = Outbox(self._roster, self._inbox, self._backlog, observer)
-        self._committer = Committer(self._roster, self._keeper, self._outbox, self._backlog, eos_token_ids)
+        self._committer = Committer(self._roster, self._keeper, self._outbox, self._backlog)
         self._renew_admission()
 
-    def submit(self, job: GenerationJob, sink: Sink) -> None:
+    def submit(self, job: Job, sink: Sink) -> None:
         """Take a request in; ``sink`` receives its events, the last one a FinishEvent.
 
         Raises RequestError: INVALID_ARGUMENT if it can never be served (the message names the field), UNAVAILABLE if
         the engine is draining; a RefusedError, RESOURCE_EXHAUSTED (with a retry hint) or DEADLINE_EXCEEDED, if the
         policy refuses it. Then the sink is never called.
         """
-        generation, now = accept(job, sink, self._keeper, self._tokenizer), self.now()
-        if (drop := self._inbox.submit(generation, now)) is not None:
+        entry, now = accept(job, sink, self._keeper, self._tokenizer, self._eos_token_ids), self.now()
+        if (drop := self._inbox.submit(entry, now)) is not None:
             ending = endings.dropped(drop, now)
-            self._outbox.refuse(generation, ending, now)
+            self._outbox.refuse(entry, ending, now)
             assert ending.error is not None
             error, reason = ending.error, drop.reason.value
             raise RefusedError(error.code, error.message, error.retry_after_ms, reason, drop.missing_s)
@@ -115,7 +115,7 @@ class Engine:
             ran = self._run(steps)
             if ran.steps:
                 self._committer.commit(
-                    RunStep(ran.steps, ran.tokens, seating.cached_tokens, plan.predicted_s, now, self.now())
+                    RunStep(ran.steps, ran.outputs, seating.cached_tokens, plan.predicted_s, now, self.now())
                 )
             self._renew_admission()
             if ran.at_once:
@@ -131,19 +131,19 @@ class Engine:
     def abandon(self) -> None:
         """End all requests (UNAVAILABLE): the server stops."""
         self._take_in(self.now())
-        for generation in self._roster.members:
-            self._outbox.finish(generation, endings.shut_down(), self.now())
+        for entry in self._roster.members:
+            self._outbox.finish(entry, endings.shut_down(), self.now())
 
     def fail_in_flight(self) -> None:
         """After an unexpected error in ``step``: end what was running, or else what was waiting, as failed (INTERNAL).
 
         So every error ends at least one request, and a request that breaks the engine cannot stop it for good.
         """
-        for generation in self._roster.holders or self._roster.members:
+        for entry in self._roster.holders or self._roster.members:
             try:
-                self._outbox.finish(generation, endings.failed(), self.now())
+                self._outbox.finish(entry, endings.failed(), self.now())
             except Exception:
-                _log.exception("request %s: not cleanly ended", generation.request_id)
+                _log.exception("request %s: not cleanly ended", entry.request_id)
 
     def wait(self, timeout_s: float | None) -> None:
         """Sleep until something was submitted, cancelled or drained since the last step, or ``timeout_s`` passed."""
@@ -194,12 +194,12 @@ class Engine:
 
     def _take_in(self, now: float) -> None:
         arrived, cancelled = self._inbox.take()
-        for generation in arrived:
+        for entry in arrived:
             if self._roster.num_waiting < self._limits.max_waiting:
-                self._roster.add(generation)
+                self._roster.add(entry)
             else:
                 ending = endings.queue_full(self._limits.max_waiting, self.backlog_s)
-                self._outbox.finish(generation, ending, now)
+                self._outbox.finish(entry, ending, now)
         for request_id in cancelled:
             if (found := self._roster.find(request_id)) is not None:
                 self._outbox.finish(found, endings.left(found.request, now), now)
@@ -212,18 +212,18 @@ class Engine:
             self._outbox.finish(roster.get(drop.request.request_id), endings.dropped(drop, now), now)
         return plan
 
-    def _run(self, steps: Sequence[SequenceStep]) -> Ran:
+    def _run(self, steps: Sequence[Step]) -> Ran:
         """Requests that fail end here."""
         ran = run_isolating(self._runner, steps)
         for step in ran.failed:
             self._outbox.finish(self._roster.get(step.request_id), endings.failed(), self.now())
         return ran
 
-    def _expect(self, steps: Sequence[SequenceStep]) -> Callable[[float], None]:
+    def _expect(self, steps: Sequence[Step]) -> Callable[[float], None]:
         """What teaches the cost model how long ``steps`` took."""
         if self._cost_model is None:
             return lambda seconds: None
-        ran = [Slice(self._roster.get(s.request_id).request, len(s.token_ids), s.point) for s in steps]
+        ran = [Slice(self._roster.get(s.request_id).request, s.num_tokens, s.point) for s in steps]
         return self._cost_model.expect(ran)
 
     def _renew_admission(self, step: StepPlan | None = None) -> None:

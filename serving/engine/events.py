@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
+from stepwell.serving.engine.step import ItemResult
 from stepwell.serving.errors import RequestError
 
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error", "expired", "shed"]
-"""``stop``: end-of-sequence token or stop string. ``length``: max_tokens reached. The others carry an error."""
+FinishReason: TypeAlias = Literal["stop", "length", "complete", "cancelled", "error", "expired", "shed"]
+"""``stop``: end-of-sequence token or stop string. ``length``: max_tokens reached. ``complete``: answered as a whole.
+The others carry an error."""
 
 
 class Outcome(enum.Enum):
@@ -67,10 +69,11 @@ class Report:
     """Largest (time of token k - its due time) over all tokens; negative = always early; None without a token SLO."""
     preemptions: int = 0
     """Times it was put back because cache pages ran out."""
+    tokens_kept: int | None = None
+    """Of its prompt tokens, those that token reduction left, averaged over the layers; None for a generation."""
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """New output of one request. The text lags behind the ids where a character or a stop string may be incomplete."""
 
     request_id: str
@@ -82,6 +85,21 @@ class TokenEvent:
 
 
 @dataclass(frozen=True)
+class ResultEvent:
+    """The whole answer to a request that is not a generation."""
+
+    request_id: str
+    outputs: tuple[str, ...]
+    """Names of the outputs that it wanted."""
+    items: Sequence[ItemResult]
+    """One an item, each with one array an output."""
+
+
+Output: TypeAlias = TokenEvent | ResultEvent
+"""What a client waits for."""
+
+
+@dataclass(frozen=True)
 class FinishEvent:
     """The last event of a request; there is exactly one."""
 
@@ -89,12 +107,12 @@ class FinishEvent:
     outcome: Outcome
     finish_reason: FinishReason
     error: RequestError | None
-    """None exactly if the reason is ``stop`` or ``length``."""
+    """None exactly if the reason is ``stop``, ``length`` or ``complete``."""
     report: Report
     drop_reason: str | None = None
     """Why it was shed or expired: a ``DropReason`` value, ``queue_full`` or ``shutdown``. None otherwise."""
 
 
-Sink: TypeAlias = Callable[[TokenEvent | FinishEvent], None]
+Sink: TypeAlias = Callable[[Output | FinishEvent], None]
 """Receives the events of one request, on the engine thread: it must not block. If it raises, the client counts as
 gone and the request is cancelled."""

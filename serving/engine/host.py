@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from stepwell.serving.engine.events import Sink
-from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.job import Job
 
 OnLost = Callable[[str], None]
 """Told, on the event loop, why an engine ended that nobody stopped; all of its requests have failed by then."""
@@ -23,7 +23,7 @@ class EngineHost(Protocol):
     def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests (UNAVAILABLE), give those admitted ``drain_s`` seconds, end the rest, free everything."""
 
-    async def submit(self, job: GenerationJob, sink: Sink) -> None:
+    async def submit(self, job: Job, sink: Sink) -> None:
         """Hand a request over; ``sink`` receives its events, the last one a FinishEvent.
 
         Raises RequestError if it is not taken, of the kind RefusedError if the engine's observer has counted it; then

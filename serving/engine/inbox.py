@@ -6,7 +6,7 @@ import threading
 
 from stepwell.schedulers.admission import Admission
 from stepwell.schedulers.plan import Drop
-from stepwell.serving.engine.generation import Generation
+from stepwell.serving.engine.entry import Entry
 from stepwell.serving.errors import RequestError, Status, invalid
 
 
@@ -15,25 +15,25 @@ class Inbox:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._arrived: list[Generation] = []
+        self._arrived: list[Entry] = []
         self._cancelled: list[str] = []
         self._known: set[str] = set()
         self._admission: Admission | None = None
         self._closed = False
         self._woken = False
 
-    def submit(self, generation: Generation, now: float) -> Drop | None:
+    def submit(self, entry: Entry, now: float) -> Drop | None:
         """Take it, or say why it is refused. Raises RequestError: UNAVAILABLE once closed, INVALID_ARGUMENT if a
         request of the same id is not over."""
         with self._changed:
             if self._closed:
                 raise RequestError(Status.UNAVAILABLE, "server: stopping, takes no new requests; retry elsewhere")
-            if generation.request_id in self._known:
-                raise invalid("id", "is in use by a running request", generation.request_id, "send a unique one")
-            if self._admission is not None and (drop := self._admission.admit(now, generation.request)):
+            if entry.request_id in self._known:
+                raise invalid("id", "is in use by a running request", entry.request_id, "send a unique one")
+            if self._admission is not None and (drop := self._admission.admit(now, entry.request)):
                 return drop
-            self._known.add(generation.request_id)
-            self._arrived.append(generation)
+            self._known.add(entry.request_id)
+            self._arrived.append(entry)
             self._wake()
             return None
 
@@ -42,8 +42,8 @@ class Inbox:
         with self._changed:
             self._admission = admission
             if admission is not None:
-                for generation in self._arrived:
-                    admission.count(generation.request)
+                for entry in self._arrived:
+                    admission.count(entry.request)
 
     def cancel(self, request_id: str) -> None:
         """Unknown and finished ids are ignored."""
@@ -57,7 +57,7 @@ class Inbox:
         with self._changed:
             self._known.discard(request_id)
 
-    def take(self) -> tuple[list[Generation], list[str]]:
+    def take(self) -> tuple[list[Entry], list[str]]:
         """What was submitted and what was cancelled since the last call."""
         with self._changed:
             taken = self._arrived, self._cancelled

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from stepwell.models.tokenizer import TextStream
+from stepwell.serving.engine.entry import Entry
 from stepwell.serving.engine.events import Sink
 from stepwell.serving.engine.generation import Generation
-from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.job import GenerationJob, Job
+from stepwell.serving.engine.one_shot import OneShot
 from stepwell.serving.engine.pages import PageKeeper
 from stepwell.serving.errors import invalid
 
@@ -15,11 +18,23 @@ if TYPE_CHECKING:
     from stepwell.models.tokenizer import Tokenizer
 
 
-def accept(job: GenerationJob, sink: Sink, keeper: PageKeeper, tokenizer: Tokenizer | None) -> Generation:
-    """``job`` as the engine keeps it. Thread-safe. Raises RequestError (INVALID_ARGUMENT).
+def accept(
+    job: Job, sink: Sink, keeper: PageKeeper, tokenizer: Tokenizer | None, eos_token_ids: Collection[int]
+) -> Entry:
+    """``job`` as the engine keeps it. Thread-safe. Raises RequestError (INVALID_ARGUMENT)."""
+    if isinstance(job, GenerationJob):
+        return _accept_generation(job, sink, keeper, tokenizer, eos_token_ids)
+    request = job.request
+    assert job.items
+    assert request.max_tokens == 1
+    assert request.prompt_tokens % request.unit_tokens == 0
+    return OneShot(request, sink, request.points[-1], job)
 
-    Operating points at which the request could never fit the cache are removed from ``job.request.points``.
-    """
+
+def _accept_generation(
+    job: GenerationJob, sink: Sink, keeper: PageKeeper, tokenizer: Tokenizer | None, eos_token_ids: Collection[int]
+) -> Generation:
+    """Operating points at which the request could never fit the cache are removed from ``job.request.points``."""
     request = job.request
     assert request.prompt_tokens == len(job.prompt_ids)
     if not job.prompt_ids:
@@ -38,4 +53,5 @@ def accept(job: GenerationJob, sink: Sink, keeper: PageKeeper, tokenizer: Tokeni
             request.max_tokens,
             "ask for fewer, shorten the prompt, allow a smaller operating point or start with a larger cache",
         )
-    return Generation(job, sink, best_point, TextStream(tokenizer, job.stop) if tokenizer else None)
+    text = TextStream(tokenizer, job.stop) if tokenizer else None
+    return Generation(request, sink, best_point, job, text, eos_token_ids)

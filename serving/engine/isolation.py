@@ -10,12 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-from stepwell.serving.engine.step import Runner, SequenceStep, StepError
-
-if TYPE_CHECKING:
-    from stepwell.models.sampling import SampledToken
+from stepwell.serving.engine.step import Runner, Step, StepError
 
 _log = logging.getLogger(__name__)
 
@@ -24,22 +21,22 @@ _log = logging.getLogger(__name__)
 class Ran:
     """What became of the sequences of a step; each is in one of the two groups."""
 
-    steps: Sequence[SequenceStep]
+    steps: Sequence[Step]
     """Those that were computed."""
-    tokens: Mapping[str, SampledToken]
-    """One for each of ``steps`` with ``sampling``, by request id."""
-    failed: Sequence[SequenceStep] = ()
+    outputs: Mapping[str, Any]
+    """What the runner returned for each of ``steps`` that ``yields``, by request id."""
+    failed: Sequence[Step] = ()
     at_once: bool = False
     """Nothing failed: all of it was one batch, so its duration says what such a batch costs."""
 
 
-def run_isolating(runner: Runner, steps: Sequence[SequenceStep]) -> Ran:
+def run_isolating(runner: Runner, steps: Sequence[Step]) -> Ran:
     """Run ``steps`` in one batch, and what a failure leaves in doubt again in smaller ones."""
     try:
-        tokens = runner.run(steps)
-        if missing := [s.request_id for s in steps if s.sampling is not None and s.request_id not in tokens]:
-            raise StepError(f"the runner returned no token for {missing}", missing)
-        return Ran(steps, tokens, at_once=True)
+        outputs = runner.run(steps)
+        if missing := [s.request_id for s in steps if s.yields and s.request_id not in outputs]:
+            raise StepError(f"the runner returned nothing for {missing}", missing)
+        return Ran(steps, outputs, at_once=True)
     except Exception as error:
         named = error.request_ids if isinstance(error, StepError) else frozenset()
         culprits = [step for step in steps if step.request_id in named or len(steps) == 1]
@@ -52,8 +49,8 @@ def run_isolating(runner: Runner, steps: Sequence[SequenceStep]) -> Ran:
 
 
 def _joined(first: Ran, second: Ran) -> Ran:
-    return Ran([*first.steps, *second.steps], {**first.tokens, **second.tokens}, [*first.failed, *second.failed])
+    return Ran([*first.steps, *second.steps], {**first.outputs, **second.outputs}, [*first.failed, *second.failed])
 
 
-def _names(steps: Sequence[SequenceStep]) -> str:
+def _names(steps: Sequence[Step]) -> str:
     return ", ".join(step.request_id for step in steps)

@@ -6,7 +6,7 @@ from stepwell.models.cache import CacheSequence, OutOfPages, PagedKVCache
 from stepwell.models.ladder import LadderSet, SubNetwork
 from stepwell.schedulers.plan import Capacity
 from stepwell.schedulers.request import OperatingPoint, Request
-from stepwell.serving.engine.generation import Generation
+from stepwell.serving.engine.entry import Entry
 
 
 class PageKeeper:
@@ -18,8 +18,8 @@ class PageKeeper:
     def __init__(self, cache: PagedKVCache, ladders: LadderSet) -> None:
         self._cache = cache
         self._subnets = {
-            f"{name}:{level}": entry.subnet
-            for name, ladder in ladders.ladders.items()
+            ladder.point_name(level): entry.subnet
+            for ladder in ladders.ladders.values()
             for level, entry in enumerate(ladder.levels)
         }
         self._most_layers = max(len(subnet.kv_layers) for subnet in self._subnets.values())
@@ -56,7 +56,7 @@ class PageKeeper:
         """What runs at ``point``."""
         return self._subnets[point.name]
 
-    def admit(self, generation: Generation, point: OperatingPoint) -> CacheSequence | None:
+    def admit(self, entry: Entry, point: OperatingPoint) -> CacheSequence | None:
         """Pages for all known tokens, reusing those of earlier requests; None, and nothing held, if there are too few.
 
         All at once, so that only growth by generated tokens can run out of pages later: every time somebody is put
@@ -67,16 +67,16 @@ class PageKeeper:
         start. Else it computes its prompt anew: it loses time, not its way up.
         """
         start = self.subnet(point)
-        generation.max_depth, cover = self._cover(generation.request, point)
+        entry.max_depth, cover = self._cover(entry.request, point)
         if cover is None:
-            return self._open(generation, start, reuse=False)
+            return self._open(entry, start, reuse=False)
         if cover.kv_layers == start.kv_layers:
-            return self._open(generation, start, reuse=True)
-        pages = self._open(generation, cover, reuse=True)
+            return self._open(entry, start, reuse=True)
+        pages = self._open(entry, cover, reuse=True)
         if pages is not None and pages.num_tokens == 0:
             self._cache.free(pages)  # no need for deeper layers yet
             pages = None
-        return pages or self._open(generation, start, reuse=False)
+        return pages or self._open(entry, start, reuse=False)
 
     def _cover(self, request: Request, point: OperatingPoint) -> tuple[int, SubNetwork | None]:
         """``max_depth`` of a generation that starts at ``point``, and the sub-network whose pages it may reuse; None if
@@ -91,8 +91,8 @@ class PageKeeper:
             known = self._covers[key] = depth, cover if reaches else None
         return known
 
-    def _open(self, generation: Generation, subnet: SubNetwork, reuse: bool) -> CacheSequence | None:
-        request, token_ids = generation.request, generation.token_ids
+    def _open(self, entry: Entry, subnet: SubNetwork, reuse: bool) -> CacheSequence | None:
+        request, token_ids = entry.request, entry.token_ids
         pages = self._cache.open(subnet, request.prompt_tokens + request.max_tokens - 1)
         try:
             if reuse:
@@ -103,15 +103,15 @@ class PageKeeper:
             return None
         return pages
 
-    def covers(self, generation: Generation, point: OperatingPoint) -> bool:
+    def covers(self, entry: Entry, point: OperatingPoint) -> bool:
         """Whether it holds pages in all layers of ``point``."""
-        assert generation.pages is not None
-        return generation.pages.covers(self.subnet(point))
+        assert entry.pages is not None
+        return entry.pages.covers(self.subnet(point))
 
-    def widen(self, generation: Generation, point: OperatingPoint, to_spare: int) -> bool:
+    def widen(self, entry: Entry, point: OperatingPoint, to_spare: int) -> bool:
         """Pages for its tokens in all layers of ``point``; False, and nothing changed, if that would not leave what its
         next block takes in the new layers and ``to_spare`` pages."""
-        pages, subnet = generation.pages, self.subnet(point)
+        pages, subnet = entry.pages, self.subnet(point)
         assert pages is not None
         num_layers = len(subnet.kv_layers) - pages.num_rows
         if num_layers * (pages.num_blocks + 1) + to_spare > self._cache.free_pages:
@@ -119,27 +119,26 @@ class PageKeeper:
         self._cache.widen(pages, subnet)
         return True
 
-    def grow(self, generation: Generation, num_tokens: int) -> bool:
+    def grow(self, entry: Entry, num_tokens: int) -> bool:
         """Room for ``num_tokens`` tokens in all; False, and nothing changed, if there are too few pages."""
-        assert generation.pages is not None
+        assert entry.pages is not None
         try:
-            self._cache.reserve(generation.pages, num_tokens)
+            self._cache.reserve(entry.pages, num_tokens)
         except OutOfPages:
             return False
         return True
 
-    def commit(self, generation: Generation, num_tokens: int) -> None:
-        """The first ``num_tokens`` tokens are computed, the latest of them at the request's point."""
-        request, token_ids = generation.request, generation.token_ids
-        assert generation.pages is not None
-        assert request.point is not None
+    def commit(self, entry: Entry, subnet: SubNetwork, num_tokens: int) -> None:
+        """The first ``num_tokens`` tokens are computed, the latest of them by ``subnet``."""
+        token_ids = entry.token_ids
+        assert entry.pages is not None
         computed = token_ids if num_tokens == len(token_ids) else token_ids[:num_tokens]
-        self._cache.commit(generation.pages, computed, self.subnet(request.point))
-        generation.computed()
+        self._cache.commit(entry.pages, computed, subnet)
+        entry.computed()
 
-    def release(self, generation: Generation) -> None:
+    def release(self, entry: Entry) -> None:
         """Give back its pages, if it holds any."""
-        pages, generation.pages = generation.pages, None
+        pages, entry.pages = entry.pages, None
         if pages is not None:
             self._cache.free(pages)
 

@@ -28,10 +28,11 @@ class UnitParameters:
 
 
 def operating_points(ladders: LadderSet, parameters: UnitParameters) -> dict[str, OperatingPoint]:
-    """All levels of all ladders by name; a point's cost is its parameters per token over those of the full model."""
+    """All levels of all ladders by name; a point's cost is its parameters per token over those of the full
+    model, times the share of tokens that is kept."""
     full = parameters.of(ladders.architecture.full)
     points = [
-        OperatingPoint(parameters.of(entry.subnet) / full, entry.quality, name, level)
+        OperatingPoint(parameters.of(entry.subnet) / full * entry.budget, entry.quality, name, level, entry.budget)
         for name, ladder in ladders.ladders.items()
         for level, entry in enumerate(ladder.levels)
     ]
@@ -39,17 +40,25 @@ def operating_points(ladders: LadderSet, parameters: UnitParameters) -> dict[str
 
 
 def allowed_points(
-    points: Mapping[str, OperatingPoint], ladders: LadderSet, min_quality: float, pinned: str | None
+    points: Mapping[str, OperatingPoint],
+    ladders: LadderSet,
+    min_quality: float,
+    pinned: str | None,
+    token_budget: float | None = None,
 ) -> tuple[OperatingPoint, ...]:
     """Operating points a request may be served at, ascending in cost.
 
     ``pinned``: the name of one point, or ``max`` or ``min``; then just that one. Otherwise the points of the default
-    ladder whose quality is at least ``min_quality``. Raises RequestError (INVALID_ARGUMENT) if that leaves none.
+    ladder whose quality is at least ``min_quality``. ``token_budget``: of these, or if the default ladder reduces no
+    tokens, of the first ladder that does, those that keep the largest share of tokens that is not above it. Raises
+    RequestError (INVALID_ARGUMENT) if that leaves none.
     """
     if pinned is not None:
         candidates = [points[resolve_point(ladders, pinned)]]
     else:
         candidates = sorted(point for point in points.values() if point.ladder == ladders.default)
+    if token_budget is not None:
+        candidates = _within(token_budget, candidates, points)
     allowed = tuple(point for point in candidates if point.quality >= min_quality)
     if not allowed:
         best = max(candidates, key=lambda point: point.quality)
@@ -57,6 +66,21 @@ def allowed_points(
         problem = f"{which} {best.name} has quality {best.quality:g}"
         raise invalid("min_quality", problem, min_quality, f"ask for at most {best.quality:g}")
     return allowed
+
+
+def _within(
+    budget: float, candidates: Sequence[OperatingPoint], points: Mapping[str, OperatingPoint]
+) -> list[OperatingPoint]:
+    if budget < 1.0 and len(candidates) > 0 and all(point.token_budget == 1.0 for point in candidates):
+        ladder = next((point.ladder for point in points.values() if point.token_budget < 1.0), None)
+        if ladder is None:
+            raise invalid("token_budget", "this model reduces no tokens", budget, "leave it out or send 1")
+        candidates = sorted(point for point in points.values() if point.ladder == ladder)
+    kept = max((point.token_budget for point in candidates if point.token_budget <= budget), default=None)
+    if kept is None:
+        least = min(point.token_budget for point in candidates)
+        raise invalid("token_budget", f"the smallest is {least:g}", budget, "ask for as much, or for another ladder")
+    return [point for point in candidates if point.token_budget == kept]
 
 
 def may_switch(ladders: LadderSet, points: Sequence[OperatingPoint]) -> bool:
@@ -72,4 +96,4 @@ def resolve_point(ladders: LadderSet, name: str) -> str:
         ladder, level = ladders.resolve(name)
     except LadderError as error:
         raise RequestError(Status.INVALID_ARGUMENT, str(error)) from error
-    return f"{ladder.name}:{level}"
+    return ladder.point_name(level)

@@ -6,7 +6,7 @@ import math
 
 from stepwell.schedulers.expiry import expires_s
 from stepwell.schedulers.request import OperatingPoint, Request
-from stepwell.serving.engine.generation import Generation
+from stepwell.serving.engine.entry import Entry
 from stepwell.serving.engine.pages import PageKeeper
 
 
@@ -18,8 +18,8 @@ class Roster:
 
     def __init__(self, keeper: PageKeeper) -> None:
         self._keeper = keeper
-        self._waiting: dict[str, Generation] = {}
-        self._running: dict[str, Generation] = {}
+        self._waiting: dict[str, Entry] = {}
+        self._running: dict[str, Entry] = {}
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
@@ -35,63 +35,67 @@ class Roster:
     @property
     def waiting(self) -> list[Request]:
         """In order of arrival."""
-        return [generation.request for generation in list(self._waiting.values())]
+        return [entry.request for entry in list(self._waiting.values())]
 
     @property
     def running(self) -> list[Request]:
-        return [generation.request for generation in list(self._running.values())]
+        return [entry.request for entry in list(self._running.values())]
 
     @property
-    def members(self) -> list[Generation]:
+    def members(self) -> list[Entry]:
         """Everyone."""
         return [*self._running.values(), *self._waiting.values()]
 
     @property
-    def holders(self) -> list[Generation]:
+    def holders(self) -> list[Entry]:
         """Those that hold pages."""
         return list(self._running.values())
 
-    def find(self, request_id: str) -> Generation | None:
+    def find(self, request_id: str) -> Entry | None:
         """None if it is over."""
         return self._running.get(request_id) or self._waiting.get(request_id)
 
-    def get(self, request_id: str) -> Generation:
+    def get_running(self, request_id: str) -> Entry:
+        """One that holds pages."""
+        return self._running[request_id]
+
+    def get(self, request_id: str) -> Entry:
         """One that must not be over."""
         return self._running.get(request_id) or self._waiting[request_id]
 
-    def add(self, generation: Generation) -> None:
+    def add(self, entry: Entry) -> None:
         """A newcomer waits."""
-        self._waiting[generation.request_id] = generation
+        self._waiting[entry.request_id] = entry
 
-    def start(self, generation: Generation, point: OperatingPoint, now: float) -> bool:
+    def start(self, entry: Entry, point: OperatingPoint, now: float) -> bool:
         """WAITING -> RUNNING with pages for all its known tokens; False, and nothing changed, if there are too few."""
-        pages = self._keeper.admit(generation, point)
+        pages = self._keeper.admit(entry, point)
         if pages is None:
             return False
-        generation.start(point, pages, now)
-        self._running[generation.request_id] = self._waiting.pop(generation.request_id)
+        entry.start(point, pages, now)
+        self._running[entry.request_id] = self._waiting.pop(entry.request_id)
         return True
 
-    def put_back(self, generation: Generation, now: float) -> None:
+    def put_back(self, entry: Entry, now: float) -> None:
         """RUNNING -> WAITING: its pages are free again, its place in the queue is that of its arrival."""
-        self._keeper.release(generation)
-        generation.put_back(now)
-        self._waiting[generation.request_id] = self._running.pop(generation.request_id)
+        self._keeper.release(entry)
+        entry.put_back(now)
+        self._waiting[entry.request_id] = self._running.pop(entry.request_id)
         self._waiting = dict(sorted(self._waiting.items(), key=lambda item: item[1].request.arrival_s))
 
-    def remove(self, generation: Generation) -> None:
+    def remove(self, entry: Entry) -> None:
         """It is over; its pages are free again."""
-        self._running.pop(generation.request_id, None)
-        self._waiting.pop(generation.request_id, None)
-        generation.drop_exits()
-        self._keeper.release(generation)
+        self._running.pop(entry.request_id, None)
+        self._waiting.pop(entry.request_id, None)
+        entry.drop_exits()
+        self._keeper.release(entry)
 
     def next_expiry_s(self) -> float:
         """Absolute time at which the next of them is to be dropped; ``inf`` if none ever is."""
-        return min((expires_s(generation.request) for generation in self.members), default=math.inf)
+        return min((expires_s(entry.request) for entry in self.members), default=math.inf)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if pages are held by a request that does not run, or not held by one that does."""
-        assert all(generation.pages is not None for generation in self._running.values()), "running without pages"
-        assert all(generation.pages is None for generation in self._waiting.values()), "waiting with pages"
+        assert all(entry.pages is not None for entry in self._running.values()), "running without pages"
+        assert all(entry.pages is None for entry in self._waiting.values()), "waiting with pages"
         self._keeper.check_integrity(anybody_runs=bool(self._running))

@@ -8,7 +8,7 @@ from stepwell.schedulers.correction import OnlineCorrection
 from stepwell.serving.engine.engine import Engine
 from stepwell.serving.engine.events import Sink
 from stepwell.serving.engine.host import OnLost
-from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.job import Job
 from stepwell.serving.engine.loop import EngineLoop
 
 
@@ -27,7 +27,7 @@ class ThreadHost:
     def stop(self, drain_s: float = 0.0) -> None:
         self._loop.stop(drain_s)
 
-    async def submit(self, job: GenerationJob, sink: Sink) -> None:
+    async def submit(self, job: Job, sink: Sink) -> None:
         self.engine.submit(job, sink)
 
     def cancel(self, request_id: str) -> None:

@@ -22,11 +22,11 @@ from stepwell.serving.config import ModelConfig
 from stepwell.serving.engine import endings
 from stepwell.serving.engine.events import FinishEvent, Outcome, Sink
 from stepwell.serving.engine.host import OnLost
-from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.job import Job
 from stepwell.serving.engine.observer import EngineObserver
 from stepwell.serving.engine_process import messages as m
 from stepwell.serving.errors import RequestError, Status
-from stepwell.serving.hosting import HostedModel
+from stepwell.serving.hosted import HostedModel
 
 END_S = 10.0
 """For a process that has been told to end, beyond the time it may drain; then it is killed."""
@@ -159,7 +159,7 @@ class ProcessHost(asyncio.Protocol):
         self._ended.wait(drain_s + END_S)
         self.worker.wait(END_S)
 
-    async def submit(self, job: GenerationJob, sink: Sink) -> None:
+    async def submit(self, job: Job, sink: Sink) -> None:
         """See the protocol."""
         request_id = job.request.request_id
         if self._stopping or self._ended.is_set():
@@ -235,13 +235,18 @@ class ProcessHost(asyncio.Protocol):
             self._tell(self._observer.request_refused, m.to_finish(event), refused.request)
         _resolve(refused.answer, m.to_error(error))
 
-    def _happened(self, tokens: m.Packed, ends: m.Packed, step: m.Packed | None, gauges: Any) -> None:
+    def _happened(
+        self, tokens: m.Packed, results: m.Packed, ends: m.Packed, step: m.Packed | None, gauges: Any
+    ) -> None:
         *counts, prediction = gauges
         self._num_waiting, self._num_running, self._cache_usage_ratio, self._backlog_s = counts
         self._prediction = {kind: (error, coverage) for kind, error, coverage in prediction}
         for packed in tokens:
             event = m.to_token(packed)
             self._tell(self._open[event.request_id].sink, event)
+        for packed in results:
+            result = m.to_result(packed)
+            self._tell(self._open[result.request_id].sink, result)
         for packed in ends:
             self._end(m.to_finish(packed))
         if step is not None:

@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgpack
+import numpy as np
 
 from stepwell.models.sampling import SamplingParams
 from stepwell.schedulers.request import SLO, OperatingPoint, Request
-from stepwell.serving.engine.events import FinishEvent, Outcome, Report, TokenEvent
-from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.events import FinishEvent, Outcome, Report, ResultEvent, TokenEvent
+from stepwell.serving.engine.job import Array, GenerationJob, Job, OneShotJob
 from stepwell.serving.engine.observer import StepObservation
+from stepwell.serving.engine.step import ItemResult
 from stepwell.serving.errors import RefusedError, RequestError, Status
 
 OPEN, SUBMIT, CANCEL, STOP, OPENED, FAILED, ANSWER, EVENTS = range(8)
 """OPEN, settings; SUBMIT, job; CANCEL, request id; STOP, seconds to drain; OPENED; FAILED, why;
-ANSWER, request id, refusal or None; EVENTS, tokens, ends, step or None, gauges."""
+ANSWER, request id, refusal or None; EVENTS, tokens, whole answers, ends, step or None, gauges."""
 _TOKEN_IDS = "i"
 
 Packed = Sequence[Any]
@@ -40,32 +42,43 @@ def reader() -> msgpack.Unpacker:
     return msgpack.Unpacker(use_list=False, max_buffer_size=0)
 
 
-def from_job(job: GenerationJob) -> Packed:
+def from_job(job: Job) -> Packed:
     """A job and the request in it, before any progress."""
-    request, sampling = job.request, job.sampling
+    request = _from_request(job.request)
+    if isinstance(job, OneShotJob):
+        return request, [_from_array(item) for item in job.items], job.outputs
+    ids, sampling = array(_TOKEN_IDS, job.prompt_ids).tobytes(), tuple(vars(job.sampling).values())
+    return request, ids, sampling, job.stop, job.ignore_eos
+
+
+def to_job(packed: Packed, points: Mapping[str, OperatingPoint]) -> Job:
+    """The inverse; ``points`` are all of the model's, by name."""
+    request = _to_request(packed[0], points)
+    if len(packed) == 3:
+        _, items, outputs = packed
+        return OneShotJob(request, tuple([_to_array(item) for item in items]), outputs)
+    _, ids, sampling, stop, ignore = packed
+    return GenerationJob(request, tuple(array(_TOKEN_IDS, ids)), SamplingParams(*sampling), stop, ignore)
+
+
+def _from_request(request: Request) -> Packed:
     return (
-        (
-            request.request_id,
-            request.arrival_s,
-            tuple(vars(request.slo).values()),
-            [point.name for point in request.points],
-            request.prompt_tokens,
-            request.max_tokens,
-            request.hard_deadline_s,
-            request.queue_deadline_s,
-            request.may_switch,
-        ),
-        array(_TOKEN_IDS, job.prompt_ids).tobytes(),
-        tuple(vars(sampling).values()),
-        job.stop,
-        job.ignore_eos,
+        request.request_id,
+        request.arrival_s,
+        tuple(vars(request.slo).values()),
+        [point.name for point in request.points],
+        request.prompt_tokens,
+        request.max_tokens,
+        request.hard_deadline_s,
+        request.queue_deadline_s,
+        request.unit_tokens,
+        request.may_switch,
     )
 
 
-def to_job(packed: Packed, points: Mapping[str, OperatingPoint]) -> GenerationJob:
-    """The inverse; ``points`` are all of the model's, by name."""
-    (name, arrival_s, slo, point_names, prompt, most, hard_s, queue_s, may_switch), ids, sampling, stop, ignore = packed
-    request = Request(
+def _to_request(packed: Packed, points: Mapping[str, OperatingPoint]) -> Request:
+    name, arrival_s, slo, point_names, prompt, most, hard_s, queue_s, unit, may_switch = packed
+    return Request(
         request_id=name,
         arrival_s=arrival_s,
         slo=SLO(*slo),
@@ -74,9 +87,19 @@ def to_job(packed: Packed, points: Mapping[str, OperatingPoint]) -> GenerationJo
         max_tokens=most,
         hard_deadline_s=hard_s,
         queue_deadline_s=queue_s,
+        unit_tokens=unit,
         may_switch=may_switch,
     )
-    return GenerationJob(request, tuple(array(_TOKEN_IDS, ids)), SamplingParams(*sampling), stop, ignore)
+
+
+def _from_array(values: Array) -> Packed:
+    return values.dtype.str, values.shape, values.tobytes()
+
+
+def _to_array(packed: Packed) -> Array:
+    dtype, shape, data = packed
+    values: Array = np.frombuffer(data, dtype).reshape(shape)
+    return values
 
 
 def from_token(event: TokenEvent) -> Packed:
@@ -87,6 +110,19 @@ def from_token(event: TokenEvent) -> Packed:
 def to_token(packed: Packed) -> TokenEvent:
     """The inverse."""
     return TokenEvent(*packed)
+
+
+def from_result(event: ResultEvent) -> Packed:
+    """The whole answer to a request."""
+    items = [([_from_array(values) for values in item.arrays], item.tokens_kept) for item in event.items]
+    return event.request_id, event.outputs, items
+
+
+def to_result(packed: Packed) -> ResultEvent:
+    """The inverse."""
+    request_id, outputs, items = packed
+    results = [ItemResult(tuple([_to_array(values) for values in arrays]), kept) for arrays, kept in items]
+    return ResultEvent(request_id, outputs, results)
 
 
 def from_finish(event: FinishEvent) -> Packed:

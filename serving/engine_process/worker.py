@@ -17,7 +17,7 @@ from stepwell.schedulers.correction import KINDS, OnlineCorrection
 from stepwell.schedulers.request import OperatingPoint, Request
 from stepwell.serving.config import ModelConfig
 from stepwell.serving.engine.engine import Engine
-from stepwell.serving.engine.events import FinishEvent, TokenEvent
+from stepwell.serving.engine.events import FinishEvent, Output, TokenEvent
 from stepwell.serving.engine.loop import EngineLoop
 from stepwell.serving.engine.observer import StepObservation
 from stepwell.serving.engine_process import messages as m
@@ -39,6 +39,7 @@ class Outgoing:
         self._send = send
         self._gauges: Callable[[], m.Packed] = tuple
         self._tokens: list[m.Packed] = []
+        self._results: list[m.Packed] = []
         self._ends: list[m.Packed] = []
         self._refusal: m.Packed | None = None
 
@@ -51,12 +52,14 @@ class Outgoing:
 
         self._gauges = gauges
 
-    def sink(self, event: TokenEvent | FinishEvent) -> None:
+    def sink(self, event: Output | FinishEvent) -> None:
         """Of every request; engine thread."""
         if isinstance(event, TokenEvent):
             self._tokens.append(m.from_token(event))
-        else:
+        elif isinstance(event, FinishEvent):
             self._ends.append(m.from_finish(event))
+        else:
+            self._results.append(m.from_result(event))
 
     def request_finished(self, event: FinishEvent, request: Request) -> None:
         self._flush(None)
@@ -75,8 +78,9 @@ class Outgoing:
 
     def _flush(self, step: m.Packed | None) -> None:
         tokens, self._tokens = self._tokens, []
+        results, self._results = self._results, []
         ends, self._ends = self._ends, []
-        self._send(m.pack(m.EVENTS, tokens, ends, step, self._gauges()))
+        self._send(m.pack(m.EVENTS, tokens, results, ends, step, self._gauges()))
 
 
 class Worker:

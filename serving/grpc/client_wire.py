@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import numpy as np
 
 from stepwell.serving import client_types as api
 from stepwell.serving.pb import stepwell_pb2 as pb
@@ -52,6 +53,32 @@ class Wire:
         finally:
             call.cancel()
 
+    def predict(
+        self,
+        model: str,
+        given: Mapping[str, Any],
+        outputs: Sequence[str],
+        slo: Mapping[str, Any],
+        pins: Mapping[str, Any],
+        timeout_s: float | None,
+    ) -> api.Prediction:
+        """Send a request and wait; ``given`` is exactly one form of input, None values are left unset."""
+        try:
+            request = pb.PredictRequest(model=model, outputs=outputs, slo=_set(pb.Slo, slo))
+            for key, value in pins.items():
+                if value is not None:
+                    setattr(request, key, value)
+            stated = {key: value for key, value in given.items() if value is not None}
+            if len(stated) != 1:
+                raise ValueError(f"inputs: exactly one of {', '.join(given)} is needed, got {sorted(stated)}")
+            _put_input(request, **stated)
+        except (TypeError, ValueError) as error:
+            raise api.RequestFailedError("INVALID_ARGUMENT", f"request: cannot be sent ({error})", None) from error
+        with _failures():
+            response = self._stub.Predict(request, timeout=timeout_s)
+        answered = {name: np.frombuffer(t.data, "<f4").reshape(list(t.shape)) for name, t in response.outputs.items()}
+        return api.Prediction(answered, _report(response.report))
+
     def models(self) -> list[api.ModelSummary]:
         """ListModels."""
         with _failures():
@@ -72,6 +99,9 @@ class Wire:
             found.default_ladder,
             {"name": metric.name, "better": metric.better, "data": metric.data},
             tuple(_ladder(ladder) for ladder in found.ladders),
+            found.task,
+            tuple(found.labels),
+            (found.image_height, found.image_width) if found.image_height else None,
         )
 
     def close(self) -> None:
@@ -80,6 +110,28 @@ class Wire:
 
 def _set(message: Any, values: Mapping[str, Any]) -> Any:
     return message(**{key: value for key, value in values.items() if value is not None})
+
+
+def _put_input(
+    request: pb.PredictRequest,
+    pixel_values: Any = None,
+    images: Sequence[bytes] | None = None,
+    texts: Sequence[str] | None = None,
+    token_ids: Sequence[Sequence[int]] | None = None,
+) -> None:
+    if pixel_values is not None:
+        values = np.ascontiguousarray(pixel_values, "<f4")
+        request.pixel_values.shape.extend(values.shape)
+        request.pixel_values.data = values.tobytes()
+    if images is not None:
+        request.images.files.extend(images)
+        request.images.SetInParent()
+    if texts is not None:
+        request.texts.texts.extend(texts)
+        request.texts.SetInParent()
+    if token_ids is not None:
+        request.token_ids.sequences.extend(pb.TokenIds(ids=ids) for ids in token_ids)
+        request.token_ids.SetInParent()
 
 
 def _chunk(response: pb.GenerateResponse) -> api.Chunk:
@@ -110,12 +162,15 @@ def _report(message: pb.Report) -> api.Report:
         generated_tokens=message.generated_tokens,
         cached_tokens=message.cached_tokens,
         tokens_per_level=dict(message.tokens_per_level),
+        tokens_kept=message.tokens_kept if message.HasField("tokens_kept") else None,
     )
 
 
 def _ladder(message: pb.Ladder) -> api.Ladder:
     points = tuple(
-        api.OperatingPoint(p.name, p.quality, p.metric if p.HasField("metric") else None, p.cost, p.parameters)
+        api.OperatingPoint(
+            p.name, p.quality, p.metric if p.HasField("metric") else None, p.cost, p.parameters, p.token_budget
+        )
         for p in message.points
     )
     return api.Ladder(message.name, pb.KvMode.Name(message.kv).removeprefix("KV_MODE_").lower(), points)

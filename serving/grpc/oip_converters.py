@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def to_call(
     ids = tensors.get("input_ids")
     return GenerateCall(
         model=request.model_name,
-        text=_text(tensors["text"][0]) if "text" in tensors else None,
+        text=as_text(tensors["text"][0]) if "text" in tensors else None,
         input_ids=None if ids is None else np.asarray(ids).tolist(),
         max_tokens=options.max_tokens,
         sampling=options.sampling,
@@ -86,7 +87,8 @@ def to_call(
     )
 
 
-def _text(value: bytes) -> str:
+def as_text(value: bytes) -> str:
+    """An element of the input ``text``. Raises RequestError (INVALID_ARGUMENT)."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -121,18 +123,32 @@ def to_response(
 def add_report(response: pb.ModelInferResponse, finish: FinishEvent) -> None:
     """What was served -> response parameters. Values that do not apply are left out."""
     report, parameters = finish.report, response.parameters
-    for key in ("quality", "slo_ms", "predicted_ms", "queue_ms", "compute_ms", "total_ms", "ttft_ms", "tpot_ms"):
-        value = getattr(report, key)
-        if value is not None and math.isfinite(value):
-            parameters[key].double_param = value
+    for key in ("quality", "slo_ms", "predicted_ms", "queue_ms", "compute_ms", "total_ms"):
+        _add_number(parameters, key, getattr(report, key))
+    if report.tokens_kept is not None:
+        parameters["tokens"].int64_param = report.prompt_tokens
+        parameters["tokens_kept"].int64_param = report.tokens_kept
+    else:
+        _add_generation(parameters, finish)
+    parameters["operating_point"].string_param = report.operating_point
+    parameters["slo_met"].bool_param = report.slo_met
+    parameters["degraded"].bool_param = report.degraded
+
+
+def _add_generation(parameters: Any, finish: FinishEvent) -> None:
+    report = finish.report
+    for key in ("ttft_ms", "tpot_ms"):
+        _add_number(parameters, key, getattr(report, key))
     for key in ("prompt_tokens", "generated_tokens", "cached_tokens"):
         parameters[key].int64_param = getattr(report, key)
     for point, count in report.tokens_per_level.items():
         parameters[TOKENS_AT + point].int64_param = count
-    parameters["operating_point"].string_param = report.operating_point
     parameters["finish_reason"].string_param = finish.finish_reason
-    parameters["slo_met"].bool_param = report.slo_met
-    parameters["degraded"].bool_param = report.degraded
+
+
+def _add_number(parameters: Any, key: str, value: float | None) -> None:
+    if value is not None and math.isfinite(value):
+        parameters[key].double_param = value
 
 
 def mark_final(response: pb.ModelInferResponse, final: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from stepwell.serving.data_plane import DataPlane
 from stepwell.serving.errors import RequestError
+from stepwell.serving.grpc import oip_predict
 from stepwell.serving.grpc.guard import Refused
 from stepwell.serving.grpc.oip_asked import refuse_as_before
 from stepwell.serving.grpc.oip_converters import mark_final, output_names, to_call, to_response, wants_empty_final
@@ -79,7 +80,10 @@ class InferStream:
         if isinstance(request, Refused):  # nothing of it is known, not even its id
             return await self._fail(pb.ModelInferResponse(), request.error, came_s)
         try:
-            await self._generate(request)
+            if self._plane.model(request.model_name, request.model_version).predicts:
+                await self._predict(request)
+            else:
+                await self._generate(request)
         except Exception as error:
             failure = as_request_error(error, "ModelStreamInfer")
             await self._fail(pb.ModelInferResponse(model_name=request.model_name, id=request.id), failure, came_s)
@@ -102,6 +106,13 @@ class InferStream:
                     await self._respond(request, chunk, ())
                 else:
                     await self._respond(request, chunk, outputs)
+
+    async def _predict(self, request: pb.ModelInferRequest) -> None:
+        hosted = self._plane.model(request.model_name).hosted
+        call = oip_predict.to_call(request, hosted, self._metadata, self._context.time_remaining())
+        response = oip_predict.to_response(request, VERSION, hosted, await self._plane.complete(call))
+        mark_final(response, True)
+        await self._write(response)
 
     async def _respond(self, request: pb.ModelInferRequest, chunk: Chunk, outputs: tuple[str, ...]) -> None:
         response = to_response(request, VERSION, chunk, outputs)

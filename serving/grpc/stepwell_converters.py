@@ -9,10 +9,10 @@ from stepwell.models.ladder import Ladder
 from stepwell.serving.call import GenerateCall, check_stop, sampling_params
 from stepwell.serving.engine.events import FinishEvent, Outcome
 from stepwell.serving.handoff import Chunk
-from stepwell.serving.hosting import HostedModel
+from stepwell.serving.hosted import HostedModel
 from stepwell.serving.parameters import ParameterValue
 from stepwell.serving.pb import stepwell_pb2 as pb
-from stepwell.serving.served_model import PLATFORM
+from stepwell.serving.served_model import platform_of
 
 _OUTCOMES = {
     Outcome.MET: pb.OUTCOME_MET,
@@ -45,24 +45,20 @@ def to_call(request: pb.GenerateRequest, metadata: Mapping[str, str], time_remai
         ),
         stop=check_stop(sampling.stop),
         ignore_eos=sampling.ignore_eos,
-        parameters=_objectives(request),
+        parameters=objectives(request, "min_quality", "operating_point"),
         metadata=metadata,
         time_remaining_s=time_remaining_s,
     )
 
 
-def _objectives(request: pb.GenerateRequest) -> dict[str, ParameterValue]:
-    """The fields that are set, as parameters of the same names."""
+def objectives(request: pb.GenerateRequest | pb.PredictRequest, *fields: str) -> dict[str, ParameterValue]:
+    """The service-level objective and those of ``fields`` that are set, as parameters of the same names."""
     stated: dict[str, ParameterValue] = {
         key: getattr(request.slo, key)
         for key in ("slo_ms", "ttft_ms", "tpot_ms", "slo_class", "priority")
         if request.slo.HasField(key)
     }
-    if request.HasField("min_quality"):
-        stated["min_quality"] = request.min_quality
-    if request.HasField("operating_point"):
-        stated["operating_point"] = request.operating_point
-    return stated
+    return stated | {key: getattr(request, key) for key in fields if request.HasField(key)}
 
 
 def to_responses(chunk: Chunk) -> list[pb.GenerateResponse]:
@@ -94,6 +90,8 @@ def to_report(finish: FinishEvent) -> pb.Report:
         finish_reason=finish.finish_reason,
         outcome=_OUTCOMES[finish.outcome],
     )
+    if report.tokens_kept is not None:
+        message.tokens_kept = report.tokens_kept
     for key in ("slo_ms", "predicted_ms", "ttft_ms", "tpot_ms"):
         value = getattr(report, key)
         if value is not None and math.isfinite(value):
@@ -104,33 +102,40 @@ def to_report(finish: FinishEvent) -> pb.Report:
 def to_summary(name: str, ready: bool, hosted: HostedModel | None) -> pb.ModelSummary:
     """One line about a model; ``hosted`` is None while it is not loaded."""
     length = hosted.context_length if hosted else 0
-    return pb.ModelSummary(name=name, platform=PLATFORM, ready=ready, context_length=length)
+    platform = platform_of(hosted)
+    return pb.ModelSummary(name=name, platform=platform, ready=ready, context_length=length)
 
 
 def to_description(name: str, ready: bool, hosted: HostedModel) -> pb.ModelDescription:
     """A model with all its operating points."""
     ladders, metric = hosted.ladders, hosted.ladders.quality_metric
+    height, width = (hosted.image_input.height, hosted.image_input.width) if hosted.image_input else (0, 0)
     return pb.ModelDescription(
         name=name,
-        platform=PLATFORM,
+        platform=platform_of(hosted),
         ready=ready,
         context_length=hosted.context_length,
         vocab_size=hosted.vocab_size,
         default_ladder=ladders.default,
         quality_metric=pb.QualityMetric(**{key: metric[key] for key in ("name", "better", "data") if key in metric}),
         ladders=[_to_ladder(ladder, hosted) for ladder in ladders.ladders.values()],
+        task=hosted.task,
+        labels=hosted.predictor.labels if hosted.predictor else (),
+        image_height=height,
+        image_width=width,
     )
 
 
 def _to_ladder(ladder: Ladder, hosted: HostedModel) -> pb.Ladder:
     message = pb.Ladder(name=ladder.name, kv=_KV_MODES[ladder.kv])
     for k, level in enumerate(ladder.levels):
-        name = f"{ladder.name}:{k}"
+        name = ladder.point_name(k)
         message.points.add(
             name=name,
             quality=level.quality,
             metric=level.metric,
             cost=hosted.points[name].cost,
             parameters=hosted.parameters_of[name],
+            token_budget=level.budget,
         )
     return message

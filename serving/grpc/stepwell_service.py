@@ -1,4 +1,4 @@
-"""Stepwell's own service: typed generation, the models and their ladders."""
+"""Stepwell's own service: typed generation and prediction, the models and their ladders."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import aclosing
 from stepwell.serving.data_plane import DataPlane
 from stepwell.serving.grpc.status import Context, metadata_of
 from stepwell.serving.grpc.stepwell_converters import to_call, to_description, to_responses, to_summary
+from stepwell.serving.grpc.stepwell_predict import to_predict_call, to_predict_response
 from stepwell.serving.pb import stepwell_pb2 as pb
 from stepwell.serving.pb import stepwell_pb2_grpc as pb_grpc
 
@@ -25,6 +26,11 @@ class StepwellService(pb_grpc.StepwellServicer):
             async for chunk in chunks:
                 for response in to_responses(chunk):
                     await context.write(response)
+
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+        hosted = self._plane.model(request.model).hosted
+        call = to_predict_call(request, metadata_of(context), context.time_remaining())
+        return to_predict_response(hosted, await self._plane.complete(call))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         summaries = [

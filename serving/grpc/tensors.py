@@ -56,6 +56,8 @@ class TensorSpec:
     datatype: str
     shape: tuple[int, ...]
     """-1 = variable."""
+    or_shape: tuple[int, ...] | None = None
+    """Another one that is taken as well."""
 
 
 def decode_inputs(request: pb.ModelInferRequest, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
@@ -84,8 +86,10 @@ def _check_header(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpe
     where, shape = f"input {tensor.name!r}", list(tensor.shape)
     if tensor.datatype != spec.datatype:
         raise invalid(f"{where} datatype", f"must be {spec.datatype}", tensor.datatype, "send it in that type")
-    if len(shape) != len(spec.shape) or any(n < 0 or n != m != -1 for n, m in zip(shape, spec.shape, strict=False)):
-        raise invalid(f"{where} shape", f"must be {list(spec.shape)} (-1 = any size)", shape, "send that shape")
+    shapes = [known for known in (spec.shape, spec.or_shape) if known is not None]
+    if not any(_fits(shape, known) for known in shapes):
+        choices = " or ".join(str(list(known)) for known in shapes)
+        raise invalid(f"{where} shape", f"must be {choices} (-1 = any size)", shape, "send that shape")
     if "shared_memory_region" in tensor.parameters:
         raise invalid(
             f"{where} shared_memory_region",
@@ -94,6 +98,10 @@ def _check_header(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpe
             "send the contents",
         )
     return math.prod(shape)
+
+
+def _fits(shape: Sequence[int], known: Sequence[int]) -> bool:
+    return len(shape) == len(known) and all(n >= 0 and m in (n, -1) for n, m in zip(shape, known, strict=True))
 
 
 def _from_raw(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes, count: int) -> Tensor:

@@ -24,19 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"stepwell/serving/pb/stepwell.proto\x12\x0bstepwell.v1\"\xb3\x01\n\x03Slo\x12\x13\n\x06slo_ms\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07ttft_ms\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07tpot_ms\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tslo_class\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x04\x88\x01\x01\x42\t\n\x07_slo_msB\n\n\x08_ttft_msB\n\n\x08_tpot_msB\x0c\n\n_slo_classB\x0b\n\t_priority\"\xb6\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x10\n\x08logprobs\x18\x08 \x01(\x08\x42\x08\n\x06_top_pB\r\n\x0b_max_tokens\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"\x8a\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.stepwell.v1.TokenIdsH\x00\x12\'\n\x08sampling\x18\x04 \x01(\x0b\x32\x15.stepwell.v1.Sampling\x12\x1d\n\x03slo\x18\x05 \x01(\x0b\x32\x10.stepwell.v1.Slo\x12\x18\n\x0bmin_quality\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0foperating_point\x18\x07 \x01(\tH\x02\x88\x01\x01\x42\x08\n\x06promptB\x0e\n\x0c_min_qualityB\x12\n\x10_operating_point\"i\n\x10GenerateResponse\x12#\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.stepwell.v1.ChunkH\x00\x12%\n\x06report\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.ReportH\x00\x42\t\n\x07\x63ontent\":\n\x05\x43hunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x03\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\x9d\x04\n\x06Report\x12\x17\n\x0foperating_point\x18\x01 \x01(\t\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12\x13\n\x06slo_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cpredicted_ms\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x12\n\ncompute_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\x12\x0f\n\x07slo_met\x18\x08 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\t \x01(\x08\x12\x14\n\x07ttft_ms\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x07tpot_ms\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x0c \x01(\x03\x12\x18\n\x10generated_tokens\x18\r \x01(\x03\x12\x15\n\rcached_tokens\x18\x0e \x01(\x03\x12\x41\n\x10tokens_per_level\x18\x0f \x03(\x0b\x32\'.stepwell.v1.Report.TokensPerLevelEntry\x12\x15\n\rfinish_reason\x18\x10 \x01(\t\x12%\n\x07outcome\x18\x11 \x01(\x0e\x32\x14.stepwell.v1.Outcome\x1a\x35\n\x13TokensPerLevelEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\t\n\x07_slo_msB\x0f\n\r_predicted_msB\n\n\x08_ttft_msB\n\n\x08_tpot_ms\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.stepwell.v1.ModelSummary\"U\n\x0cModelSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x03\"%\n\x14\x44\x65scribeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"E\n\x15\x44\x65scribeModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.stepwell.v1.ModelDescription\"\xdf\x01\n\x10ModelDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x03\x12\x12\n\nvocab_size\x18\x05 \x01(\x03\x12\x16\n\x0e\x64\x65\x66\x61ult_ladder\x18\x06 \x01(\t\x12\x32\n\x0equality_metric\x18\x07 \x01(\x0b\x32\x1a.stepwell.v1.QualityMetric\x12$\n\x07ladders\x18\x08 \x03(\x0b\x32\x13.stepwell.v1.Ladder\";\n\rQualityMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65tter\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\t\"d\n\x06Ladder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x02kv\x18\x02 \x01(\x0e\x32\x13.stepwell.v1.KvMode\x12+\n\x06points\x18\x03 \x03(\x0b\x32\x1b.stepwell.v1.OperatingPoint\"q\n\x0eOperatingPoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12\x13\n\x06metric\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\x12\x12\n\nparameters\x18\x05 \x01(\x03\x42\t\n\x07_metric*\x99\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0f\n\x0bOUTCOME_MET\x10\x01\x12\x12\n\x0eOUTCOME_MISSED\x10\x02\x12\x10\n\x0cOUTCOME_SHED\x10\x03\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x04\x12\x15\n\x11OUTCOME_CANCELLED\x10\x05\x12\x12\n\x0eOUTCOME_FAILED\x10\x06*a\n\x06KvMode\x12\x17\n\x13KV_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rKV_MODE_EXACT\x10\x01\x12\x17\n\x13KV_MODE_APPROXIMATE\x10\x02\x12\x12\n\x0eKV_MODE_STATIC\x10\x03\x32\x82\x02\n\x08Stepwell\x12K\n\x08Generate\x12\x1c.stepwell.v1.GenerateRequest\x1a\x1d.stepwell.v1.GenerateResponse\"\x00\x30\x01\x12O\n\nListModels\x12\x1e.stepwell.v1.ListModelsRequest\x1a\x1f.stepwell.v1.ListModelsResponse\"\x00\x12X\n\rDescribeModel\x12!.stepwell.v1.DescribeModelRequest\x1a\".stepwell.v1.DescribeModelResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"stepwell/serving/pb/stepwell.proto\x12\x0bstepwell.v1\"\xb3\x01\n\x03Slo\x12\x13\n\x06slo_ms\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07ttft_ms\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07tpot_ms\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tslo_class\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x04\x88\x01\x01\x42\t\n\x07_slo_msB\n\n\x08_ttft_msB\n\n\x08_tpot_msB\x0c\n\n_slo_classB\x0b\n\t_priority\"\xb6\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x10\n\x08logprobs\x18\x08 \x01(\x08\x42\x08\n\x06_top_pB\r\n\x0b_max_tokens\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"\x8a\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.stepwell.v1.TokenIdsH\x00\x12\'\n\x08sampling\x18\x04 \x01(\x0b\x32\x15.stepwell.v1.Sampling\x12\x1d\n\x03slo\x18\x05 \x01(\x0b\x32\x10.stepwell.v1.Slo\x12\x18\n\x0bmin_quality\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0foperating_point\x18\x07 \x01(\tH\x02\x88\x01\x01\x42\x08\n\x06promptB\x0e\n\x0c_min_qualityB\x12\n\x10_operating_point\"i\n\x10GenerateResponse\x12#\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.stepwell.v1.ChunkH\x00\x12%\n\x06report\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.ReportH\x00\x42\t\n\x07\x63ontent\"%\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1e\n\rEncodedImages\x12\r\n\x05\x66iles\x18\x01 \x03(\x0c\"\x16\n\x05Texts\x12\r\n\x05texts\x18\x01 \x03(\t\":\n\x0eTokenSequences\x12(\n\tsequences\x18\x01 \x03(\x0b\x32\x15.stepwell.v1.TokenIds\"\x92\x03\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x0cpixel_values\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.TensorH\x00\x12,\n\x06images\x18\x03 \x01(\x0b\x32\x1a.stepwell.v1.EncodedImagesH\x00\x12#\n\x05texts\x18\x04 \x01(\x0b\x32\x12.stepwell.v1.TextsH\x00\x12\x30\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x1b.stepwell.v1.TokenSequencesH\x00\x12\x0f\n\x07outputs\x18\x06 \x03(\t\x12\x1d\n\x03slo\x18\x07 \x01(\x0b\x32\x10.stepwell.v1.Slo\x12\x18\n\x0bmin_quality\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0foperating_point\x18\t \x01(\tH\x02\x88\x01\x01\x12\x19\n\x0ctoken_budget\x18\n \x01(\x01H\x03\x88\x01\x01\x42\x07\n\x05inputB\x0e\n\x0c_min_qualityB\x12\n\x10_operating_pointB\x0f\n\r_token_budget\"\xb7\x01\n\x0fPredictResponse\x12:\n\x07outputs\x18\x01 \x03(\x0b\x32).stepwell.v1.PredictResponse.OutputsEntry\x12#\n\x06report\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.Report\x1a\x43\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.Tensor:\x02\x38\x01\":\n\x05\x43hunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x03\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\xc7\x04\n\x06Report\x12\x17\n\x0foperating_point\x18\x01 \x01(\t\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12\x13\n\x06slo_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cpredicted_ms\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x12\n\ncompute_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\x12\x0f\n\x07slo_met\x18\x08 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\t \x01(\x08\x12\x14\n\x07ttft_ms\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x07tpot_ms\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x0c \x01(\x03\x12\x18\n\x10generated_tokens\x18\r \x01(\x03\x12\x15\n\rcached_tokens\x18\x0e \x01(\x03\x12\x41\n\x10tokens_per_level\x18\x0f \x03(\x0b\x32\'.stepwell.v1.Report.TokensPerLevelEntry\x12\x15\n\rfinish_reason\x18\x10 \x01(\t\x12%\n\x07outcome\x18\x11 \x01(\x0e\x32\x14.stepwell.v1.Outcome\x12\x18\n\x0btokens_kept\x18\x12 \x01(\x03H\x04\x88\x01\x01\x1a\x35\n\x13TokensPerLevelEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\t\n\x07_slo_msB\x0f\n\r_predicted_msB\n\n\x08_ttft_msB\n\n\x08_tpot_msB\x0e\n\x0c_tokens_kept\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.stepwell.v1.ModelSummary\"U\n\x0cModelSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x03\"%\n\x14\x44\x65scribeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"E\n\x15\x44\x65scribeModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.stepwell.v1.ModelDescription\"\xa8\x02\n\x10ModelDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x03\x12\x12\n\nvocab_size\x18\x05 \x01(\x03\x12\x16\n\x0e\x64\x65\x66\x61ult_ladder\x18\x06 \x01(\t\x12\x32\n\x0equality_metric\x18\x07 \x01(\x0b\x32\x1a.stepwell.v1.QualityMetric\x12$\n\x07ladders\x18\x08 \x03(\x0b\x32\x13.stepwell.v1.Ladder\x12\x0c\n\x04task\x18\t \x01(\t\x12\x0e\n\x06labels\x18\n \x03(\t\x12\x14\n\x0cimage_height\x18\x0b \x01(\x03\x12\x13\n\x0bimage_width\x18\x0c \x01(\x03\";\n\rQualityMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65tter\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\t\"d\n\x06Ladder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x02kv\x18\x02 \x01(\x0e\x32\x13.stepwell.v1.KvMode\x12+\n\x06points\x18\x03 \x03(\x0b\x32\x1b.stepwell.v1.OperatingPoint\"\x87\x01\n\x0eOperatingPoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12\x13\n\x06metric\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\x12\x12\n\nparameters\x18\x05 \x01(\x03\x12\x14\n\x0ctoken_budget\x18\x06 \x01(\x01\x42\t\n\x07_metric*\x99\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0f\n\x0bOUTCOME_MET\x10\x01\x12\x12\n\x0eOUTCOME_MISSED\x10\x02\x12\x10\n\x0cOUTCOME_SHED\x10\x03\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x04\x12\x15\n\x11OUTCOME_CANCELLED\x10\x05\x12\x12\n\x0eOUTCOME_FAILED\x10\x06*a\n\x06KvMode\x12\x17\n\x13KV_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rKV_MODE_EXACT\x10\x01\x12\x17\n\x13KV_MODE_APPROXIMATE\x10\x02\x12\x12\n\x0eKV_MODE_STATIC\x10\x03\x32\xca\x02\n\x08Stepwell\x12K\n\x08Generate\x12\x1c.stepwell.v1.GenerateRequest\x1a\x1d.stepwell.v1.GenerateResponse\"\x00\x30\x01\x12\x46\n\x07Predict\x12\x1b.stepwell.v1.PredictRequest\x1a\x1c.stepwell.v1.PredictResponse\"\x00\x12O\n\nListModels\x12\x1e.stepwell.v1.ListModelsRequest\x1a\x1f.stepwell.v1.ListModelsResponse\"\x00\x12X\n\rDescribeModel\x12!.stepwell.v1.DescribeModelRequest\x1a\".stepwell.v1.DescribeModelResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stepwell.serving.pb.stepwell_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._loaded_options = None
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_options = b'8\001'
   _globals['_REPORT_TOKENSPERLEVELENTRY']._loaded_options = None
   _globals['_REPORT_TOKENSPERLEVELENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=2211
-  _globals['_OUTCOME']._serialized_end=2364
-  _globals['_KVMODE']._serialized_start=2366
-  _globals['_KVMODE']._serialized_end=2463
+  _globals['_OUTCOME']._serialized_start=3095
+  _globals['_OUTCOME']._serialized_end=3248
+  _globals['_KVMODE']._serialized_start=3250
+  _globals['_KVMODE']._serialized_end=3347
   _globals['_SLO']._serialized_start=52
   _globals['_SLO']._serialized_end=231
   _globals['_SAMPLING']._serialized_start=234
@@ -47,30 +49,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_end=710
   _globals['_GENERATERESPONSE']._serialized_start=712
   _globals['_GENERATERESPONSE']._serialized_end=817
-  _globals['_CHUNK']._serialized_start=819
-  _globals['_CHUNK']._serialized_end=877
-  _globals['_REPORT']._serialized_start=880
-  _globals['_REPORT']._serialized_end=1421
-  _globals['_REPORT_TOKENSPERLEVELENTRY']._serialized_start=1316
-  _globals['_REPORT_TOKENSPERLEVELENTRY']._serialized_end=1369
-  _globals['_LISTMODELSREQUEST']._serialized_start=1423
-  _globals['_LISTMODELSREQUEST']._serialized_end=1442
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1444
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1507
-  _globals['_MODELSUMMARY']._serialized_start=1509
-  _globals['_MODELSUMMARY']._serialized_end=1594
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=1596
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=1633
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=1635
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=1704
-  _globals['_MODELDESCRIPTION']._serialized_start=1707
-  _globals['_MODELDESCRIPTION']._serialized_end=1930
-  _globals['_QUALITYMETRIC']._serialized_start=1932
-  _globals['_QUALITYMETRIC']._serialized_end=1991
-  _globals['_LADDER']._serialized_start=1993
-  _globals['_LADDER']._serialized_end=2093
-  _globals['_OPERATINGPOINT']._serialized_start=2095
-  _globals['_OPERATINGPOINT']._serialized_end=2208
-  _globals['_STEPWELL']._serialized_start=2466
-  _globals['_STEPWELL']._serialized_end=2724
+  _globals['_TENSOR']._serialized_start=819
+  _globals['_TENSOR']._serialized_end=856
+  _globals['_ENCODEDIMAGES']._serialized_start=858
+  _globals['_ENCODEDIMAGES']._serialized_end=888
+  _globals['_TEXTS']._serialized_start=890
+  _globals['_TEXTS']._serialized_end=912
+  _globals['_TOKENSEQUENCES']._serialized_start=914
+  _globals['_TOKENSEQUENCES']._serialized_end=972
+  _globals['_PREDICTREQUEST']._serialized_start=975
+  _globals['_PREDICTREQUEST']._serialized_end=1377
+  _globals['_PREDICTRESPONSE']._serialized_start=1380
+  _globals['_PREDICTRESPONSE']._serialized_end=1563
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=1496
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=1563
+  _globals['_CHUNK']._serialized_start=1565
+  _globals['_CHUNK']._serialized_end=1623
+  _globals['_REPORT']._serialized_start=1626
+  _globals['_REPORT']._serialized_end=2209
+  _globals['_REPORT_TOKENSPERLEVELENTRY']._serialized_start=2088
+  _globals['_REPORT_TOKENSPERLEVELENTRY']._serialized_end=2141
+  _globals['_LISTMODELSREQUEST']._serialized_start=2211
+  _globals['_LISTMODELSREQUEST']._serialized_end=2230
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2232
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2295
+  _globals['_MODELSUMMARY']._serialized_start=2297
+  _globals['_MODELSUMMARY']._serialized_end=2382
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=2384
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=2421
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=2423
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=2492
+  _globals['_MODELDESCRIPTION']._serialized_start=2495
+  _globals['_MODELDESCRIPTION']._serialized_end=2791
+  _globals['_QUALITYMETRIC']._serialized_start=2793
+  _globals['_QUALITYMETRIC']._serialized_end=2852
+  _globals['_LADDER']._serialized_start=2854
+  _globals['_LADDER']._serialized_end=2954
+  _globals['_OPERATINGPOINT']._serialized_start=2957
+  _globals['_OPERATINGPOINT']._serialized_end=3092
+  _globals['_STEPWELL']._serialized_start=3350
+  _globals['_STEPWELL']._serialized_end=3680
 # @@protoc_insertion_point(module_scope)

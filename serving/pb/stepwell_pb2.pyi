@@ -101,6 +101,71 @@ class GenerateResponse(_message.Message):
     report: Report
     def __init__(self, chunk: _Optional[_Union[Chunk, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ...) -> None: ...
 
+class Tensor(_message.Message):
+    __slots__ = ("shape", "data")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class EncodedImages(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, files: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Texts(_message.Message):
+    __slots__ = ("texts",)
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TokenSequences(_message.Message):
+    __slots__ = ("sequences",)
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    sequences: _containers.RepeatedCompositeFieldContainer[TokenIds]
+    def __init__(self, sequences: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ...) -> None: ...
+
+class PredictRequest(_message.Message):
+    __slots__ = ("model", "pixel_values", "images", "texts", "token_ids", "outputs", "slo", "min_quality", "operating_point", "token_budget")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_VALUES_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    MIN_QUALITY_FIELD_NUMBER: _ClassVar[int]
+    OPERATING_POINT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    pixel_values: Tensor
+    images: EncodedImages
+    texts: Texts
+    token_ids: TokenSequences
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    slo: Slo
+    min_quality: float
+    operating_point: str
+    token_budget: float
+    def __init__(self, model: _Optional[str] = ..., pixel_values: _Optional[_Union[Tensor, _Mapping]] = ..., images: _Optional[_Union[EncodedImages, _Mapping]] = ..., texts: _Optional[_Union[Texts, _Mapping]] = ..., token_ids: _Optional[_Union[TokenSequences, _Mapping]] = ..., outputs: _Optional[_Iterable[str]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., min_quality: _Optional[float] = ..., operating_point: _Optional[str] = ..., token_budget: _Optional[float] = ...) -> None: ...
+
+class PredictResponse(_message.Message):
+    __slots__ = ("outputs", "report")
+    class OutputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Tensor
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    outputs: _containers.MessageMap[str, Tensor]
+    report: Report
+    def __init__(self, outputs: _Optional[_Mapping[str, Tensor]] = ..., report: _Optional[_Union[Report, _Mapping]] = ...) -> None: ...
+
 class Chunk(_message.Message):
     __slots__ = ("text", "token_ids", "logprobs")
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -112,7 +177,7 @@ class Chunk(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("operating_point", "quality", "slo_ms", "predicted_ms", "queue_ms", "compute_ms", "total_ms", "slo_met", "degraded", "ttft_ms", "tpot_ms", "prompt_tokens", "generated_tokens", "cached_tokens", "tokens_per_level", "finish_reason", "outcome")
+    __slots__ = ("operating_point", "quality", "slo_ms", "predicted_ms", "queue_ms", "compute_ms", "total_ms", "slo_met", "degraded", "ttft_ms", "tpot_ms", "prompt_tokens", "generated_tokens", "cached_tokens", "tokens_per_level", "finish_reason", "outcome", "tokens_kept")
     class TokensPerLevelEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +202,7 @@ class Report(_message.Message):
     TOKENS_PER_LEVEL_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_KEPT_FIELD_NUMBER: _ClassVar[int]
     operating_point: str
     quality: float
     slo_ms: float
@@ -154,7 +220,8 @@ class Report(_message.Message):
     tokens_per_level: _containers.ScalarMap[str, int]
     finish_reason: str
     outcome: Outcome
-    def __init__(self, operating_point: _Optional[str] = ..., quality: _Optional[float] = ..., slo_ms: _Optional[float] = ..., predicted_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., slo_met: _Optional[bool] = ..., degraded: _Optional[bool] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., tokens_per_level: _Optional[_Mapping[str, int]] = ..., finish_reason: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, str]] = ...) -> None: ...
+    tokens_kept: int
+    def __init__(self, operating_point: _Optional[str] = ..., quality: _Optional[float] = ..., slo_ms: _Optional[float] = ..., predicted_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., slo_met: _Optional[bool] = ..., degraded: _Optional[bool] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., tokens_per_level: _Optional[_Mapping[str, int]] = ..., finish_reason: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., tokens_kept: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -191,7 +258,7 @@ class DescribeModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelDescription, _Mapping]] = ...) -> None: ...
 
 class ModelDescription(_message.Message):
-    __slots__ = ("name", "platform", "ready", "context_length", "vocab_size", "default_ladder", "quality_metric", "ladders")
+    __slots__ = ("name", "platform", "ready", "context_length", "vocab_size", "default_ladder", "quality_metric", "ladders", "task", "labels", "image_height", "image_width")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLATFORM_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +267,10 @@ class ModelDescription(_message.Message):
     DEFAULT_LADDER_FIELD_NUMBER: _ClassVar[int]
     QUALITY_METRIC_FIELD_NUMBER: _ClassVar[int]
     LADDERS_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     name: str
     platform: str
     ready: bool
@@ -208,7 +279,11 @@ class ModelDescription(_message.Message):
     default_ladder: str
     quality_metric: QualityMetric
     ladders: _containers.RepeatedCompositeFieldContainer[Ladder]
-    def __init__(self, name: _Optional[str] = ..., platform: _Optional[str] = ..., ready: _Optional[bool] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., default_ladder: _Optional[str] = ..., quality_metric: _Optional[_Union[QualityMetric, _Mapping]] = ..., ladders: _Optional[_Iterable[_Union[Ladder, _Mapping]]] = ...) -> None: ...
+    task: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    image_height: int
+    image_width: int
+    def __init__(self, name: _Optional[str] = ..., platform: _Optional[str] = ..., ready: _Optional[bool] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., default_ladder: _Optional[str] = ..., quality_metric: _Optional[_Union[QualityMetric, _Mapping]] = ..., ladders: _Optional[_Iterable[_Union[Ladder, _Mapping]]] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., image_height: _Optional[int] = ..., image_width: _Optional[int] = ...) -> None: ...
 
 class QualityMetric(_message.Message):
     __slots__ = ("name", "better", "data")
@@ -231,15 +306,17 @@ class Ladder(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kv: _Optional[_Union[KvMode, str]] = ..., points: _Optional[_Iterable[_Union[OperatingPoint, _Mapping]]] = ...) -> None: ...
 
 class OperatingPoint(_message.Message):
-    __slots__ = ("name", "quality", "metric", "cost", "parameters")
+    __slots__ = ("name", "quality", "metric", "cost", "parameters", "token_budget")
     NAME_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_BUDGET_FIELD_NUMBER: _ClassVar[int]
     name: str
     quality: float
     metric: float
     cost: float
     parameters: int
-    def __init__(self, name: _Optional[str] = ..., quality: _Optional[float] = ..., metric: _Optional[float] = ..., cost: _Optional[float] = ..., parameters: _Optional[int] = ...) -> None: ...
+    token_budget: float
+    def __init__(self, name: _Optional[str] = ..., quality: _Optional[float] = ..., metric: _Optional[float] = ..., cost: _Optional[float] = ..., parameters: _Optional[int] = ..., token_budget: _Optional[float] = ...) -> None: ...

@@ -39,6 +39,11 @@ class StepwellStub:
                 request_serializer=stepwell_dot_serving_dot_pb_dot_stepwell__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=stepwell_dot_serving_dot_pb_dot_stepwell__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Predict = channel.unary_unary(
+                '/stepwell.v1.Stepwell/Predict',
+                request_serializer=stepwell_dot_serving_dot_pb_dot_stepwell__pb2.PredictRequest.SerializeToString,
+                response_deserializer=stepwell_dot_serving_dot_pb_dot_stepwell__pb2.PredictResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/stepwell.v1.Stepwell/ListModels',
                 request_serializer=stepwell_dot_serving_dot_pb_dot_stepwell__pb2.ListModelsRequest.SerializeToString,
@@ -57,6 +62,13 @@ class StepwellServicer:
     def Generate(self, request, context):
         """Generates text. Zero or more chunks, then exactly one report, which is the last message. A request that is not
         served ends with a status instead: RESOURCE_EXHAUSTED (shed), DEADLINE_EXCEEDED (expired), INVALID_ARGUMENT, ...
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Predict(self, request, context):
+        """Answers as a whole: classifies or segments images, encodes texts. Errors are those of Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,6 +95,11 @@ def add_StepwellServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=stepwell_dot_serving_dot_pb_dot_stepwell__pb2.GenerateRequest.FromString,
                     response_serializer=stepwell_dot_serving_dot_pb_dot_stepwell__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Predict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Predict,
+                    request_deserializer=stepwell_dot_serving_dot_pb_dot_stepwell__pb2.PredictRequest.FromString,
+                    response_serializer=stepwell_dot_serving_dot_pb_dot_stepwell__pb2.PredictResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -122,6 +139,33 @@ class Stepwell:
             '/stepwell.v1.Stepwell/Generate',
             stepwell_dot_serving_dot_pb_dot_stepwell__pb2.GenerateRequest.SerializeToString,
             stepwell_dot_serving_dot_pb_dot_stepwell__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Predict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepwell.v1.Stepwell/Predict',
+            stepwell_dot_serving_dot_pb_dot_stepwell__pb2.PredictRequest.SerializeToString,
+            stepwell_dot_serving_dot_pb_dot_stepwell__pb2.PredictResponse.FromString,
             options,
             channel_credentials,
             insecure,

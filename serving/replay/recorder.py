@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stepwell.schedulers.request import Request
-from stepwell.serving.engine.events import FinishEvent, TokenEvent
+from stepwell.serving.engine.events import FinishEvent, Output, TokenEvent
 from stepwell.serving.engine.observer import StepObservation
 from stepwell.serving.replay.outcomes import LatenessMeter, RequestResult
 
@@ -26,13 +26,13 @@ class Recorder:
         self.on_end: Callable[[RequestResult], None] | None = None
         """Called with each result."""
 
-    def sink(self, request: Request) -> Callable[[TokenEvent | FinishEvent], None]:
+    def sink(self, request: Request) -> Callable[[Output | FinishEvent], None]:
         """Where the engine is to send the request's events. Its submission counts from here on."""
         self.requests[request.request_id] = request
         meter = self._meters[request.request_id] = LatenessMeter(request.slo)
         clock, arrival_s = self._clock, request.arrival_s
 
-        def receive(event: TokenEvent | FinishEvent) -> None:
+        def receive(event: Output | FinishEvent) -> None:
             if isinstance(event, TokenEvent):
                 meter.token(clock() - arrival_s)
 

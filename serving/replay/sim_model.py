@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stepwell.serving.config import ModelConfig
-from stepwell.serving.hosting import cost_model, prepare
+from stepwell.serving.decoder_hosting import cost_model, prepare
 from stepwell.serving.replay.simulate import SimModel
 
 

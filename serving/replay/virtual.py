@@ -120,7 +120,7 @@ class SimRunner:
     def run(self, steps: Sequence[SequenceStep]) -> dict[str, SampledToken]:
         """Let the predicted time pass. The tokens are all the same."""
         requests = self._requests
-        duration_s = self._seconds([Slice(requests[s.request_id], len(s.token_ids), s.point) for s in steps])
+        duration_s = self._seconds([Slice(requests[s.request_id], s.num_tokens, s.point) for s in steps])
         if self._noise:
             duration_s *= self._rng.lognormvariate(0.0, self._noise)
         fault = self._faults(self.num_calls, steps) if self._faults else None

@@ -14,10 +14,10 @@ from stepwell.models.ladder import (
     LadderError,
     Level,
     SubNetwork,
-    full_size_only,
     layers_from,
     load_ladders,
     parse_ladders,
+    unmeasured_ladders,
 )
 
 ARCH = Architecture(num_layers=3, num_kv_groups=2, ffn_channels=8)
@@ -173,7 +173,7 @@ def test_a_level_number_of_thousands_of_digits_is_refused_like_any_other() -> No
 
 
 def test_without_a_ladder_file_there_is_the_full_model() -> None:
-    ladders = full_size_only(ARCH)
+    ladders = unmeasured_ladders(ARCH)
     assert ladders.subnet("max") == ladders.subnet("min") == ladders.subnet("default:0") == ARCH.full
 
 

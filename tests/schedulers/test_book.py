@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepwell.schedulers.book import SHARE, Book, overrun_alone_s
-from stepwell.schedulers.demand import Demand, standing, work_of
+from stepwell.schedulers.demand import Demand
 from stepwell.schedulers.pace import MAX_CHECKS, bill, limited_spans
 from stepwell.schedulers.plan import Limits, Slice
 from stepwell.schedulers.prices import PriceLists
+from stepwell.schedulers.roll import standing, work_of
 from stepwell.schedulers.work import CONTEXT, PROMPT_DUE_S, TOKENS, check_times
 
 NOW = 0.5

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwell.schedulers.demand import work_left
 from stepwell.schedulers.request import SLO, OperatingPoint, Phase, Request
+from stepwell.schedulers.roll import work_left
 from stepwell.schedulers.work import END_S, OFFSET, RATE, TOKENS, row
 
 POINTS = (OperatingPoint(1.0, 1.0, "depth", 0),)

@@ -25,7 +25,8 @@ from stepwell.serving.app import Server
 from stepwell.serving.background import BackgroundServer
 from stepwell.serving.config import ModelConfig, load_config
 from stepwell.serving.engine.observer import EngineObserver
-from stepwell.serving.hosting import HostedModel, open_decoder
+from stepwell.serving.hosted import HostedModel
+from stepwell.serving.hosting import open_in_thread
 from stepwell.serving.pb import inference_pb2 as pb
 from stepwell.serving.pb import inference_pb2_grpc
 
@@ -176,7 +177,7 @@ def run_server(tiny: Path, extra_models: Sequence[Any] = (), **settings: Any) ->
     gate = Gate()
 
     def open_gated(config: ModelConfig, observer: EngineObserver) -> HostedModel:
-        hosted = open_decoder(config, observer)
+        hosted = open_in_thread(config, observer)
         hosted.host.engine._runner = GatedRunner(hosted.host.engine._runner, gate)  # type: ignore[assignment]
         return hosted
 
@@ -260,5 +261,5 @@ def noticed_cancel(running: Running, count: int = 1) -> bool:
 @pytest.fixture(scope="session")
 def wire() -> Any:
     """The helpers above: ``wire.infer``, ``wire.output``, ``wire.set_parameter``, ``wire.eventually`` ..."""
-    helpers = (infer, output, set_parameter, eventually, admitted, noticed_cancel)
+    helpers = (infer, output, set_parameter, eventually, admitted, noticed_cancel, run_server)
     return SimpleNamespace(context=CONTEXT, vocab=VOCAB, **{helper.__name__: helper for helper in helpers})

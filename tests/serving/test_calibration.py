@@ -14,7 +14,7 @@ from stepwell.models.unit_profile import AttendCosts, UnitProfile
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.serving.calibration import Trial, TrialRunner, TrialSequence, fit_residual
 from stepwell.serving.config import ModelConfig
-from stepwell.serving.hosting import prepare
+from stepwell.serving.decoder_hosting import prepare
 from stepwell.serving.step_costs import StepResidual, cost_model
 
 ROWS = (1, 512)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepwell.serving import hosting
+from stepwell.serving import precision
 from stepwell.serving.config import ModelConfig
-from stepwell.serving.hosting import run_dtype
+from stepwell.serving.precision import run_dtype
 
 FLOAT, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 
@@ -25,5 +25,5 @@ FLOAT, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
     ],
 )
 def test_auto_avoids_what_the_processor_is_slow_with(monkeypatch, configured, stated, fast, expected) -> None:
-    monkeypatch.setattr(hosting, "can_pack", lambda dtype: dtype in fast)
+    monkeypatch.setattr(precision, "can_pack", lambda dtype: dtype in fast)
     assert run_dtype(ModelConfig("any", dtype=configured), stated) is expected

@@ -11,7 +11,10 @@ from stepwell.models.kernels.linear import can_pack
 from stepwell.models.loader import open_model
 from stepwell.models.packed import PackedBatch, PackedSequence
 from stepwell.serving.config import ModelConfig
-from stepwell.serving.hosting import SAFE_OVERHEAD_S, cache_pages, ffn_widths, open_engine, packed_bytes, warm_up
+from stepwell.serving.decoder_hosting import ffn_widths, packed_bytes, warm_up
+from stepwell.serving.hosted import SAFE_OVERHEAD_S
+from stepwell.serving.hosting import open_engine
+from stepwell.serving.kv_memory import cache_pages
 from stepwell.serving.point_costs import made_up_slice
 
 

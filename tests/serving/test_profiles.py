@@ -18,7 +18,7 @@ from stepwell.models.unit_profile import AttendCosts, UnitProfile
 from stepwell.schedulers.request import OperatingPoint
 from stepwell.serving import profiles
 from stepwell.serving.config import ModelConfig
-from stepwell.serving.hosting import prepare
+from stepwell.serving.decoder_hosting import prepare
 from stepwell.serving.profiles import (
     Profile,
     ProfileKey,

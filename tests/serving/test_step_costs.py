@@ -10,7 +10,7 @@ from stepwell.models.ladder import Architecture, Ladder, LadderSet, Level, SubNe
 from stepwell.models.layers.staircase import plan_spans
 from stepwell.models.unit_profile import AttendCosts, UnitProfile
 from stepwell.schedulers.request import OperatingPoint
-from stepwell.serving.point_costs import made_up_slice, point_cost
+from stepwell.serving.point_costs import GENERATION, made_up_slice
 from stepwell.serving.step_costs import StepResidual, cost_model
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -126,7 +126,7 @@ def test_attention_is_priced_over_the_layers_of_the_level() -> None:
 
 
 def test_costs_of_points_are_predictions_of_uniform_steps() -> None:
-    cost = point_cost(MODEL, point("depth", 2))
-    assert cost.prompt_ms == 1e3 * MODEL.raw_s([made_up_slice(point("depth", 2), 256, 0)])
-    assert cost.decode_ms < cost.decode_together_ms < 16 * cost.decode_ms
-    assert point_cost(MODEL, point("depth", 0)).prompt_ms < cost.prompt_ms
+    cost = GENERATION.costs(MODEL, point("depth", 2))
+    assert cost["prompt_ms"] == 1e3 * MODEL.raw_s([made_up_slice(point("depth", 2), 256, 0)])
+    assert cost["decode_ms"] < cost["decode_together_ms"] < 16 * cost["decode_ms"]
+    assert GENERATION.costs(MODEL, point("depth", 0))["prompt_ms"] < cost["prompt_ms"]

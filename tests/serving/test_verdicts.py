@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.plan import Limits
+from stepwell.schedulers.plan import Limits, StepPlan
 from stepwell.schedulers.request import SLO, OperatingPoint, Request
 from stepwell.schedulers.staircase import Staircase
 from stepwell.serving.call import GenerateCall
@@ -73,7 +73,9 @@ def test_a_refusal_ends_with_the_step_and_after_a_while() -> None:
     assert verdicts.on(asked(), HOLD_S) is not None
     assert verdicts.on(asked(), HOLD_S + 1e-6) is None
     assert verdicts.any
+    era = verdicts.era
     verdicts.forget()
+    assert verdicts.era != era
     assert not verdicts.any
     assert verdicts.on(asked(), 0.0) is None
 
@@ -128,11 +130,14 @@ def request(size: tuple[int, int], arrival_s: float, ttft_s: float, tpot_s: floa
     st.tuples(st.integers(0, 200), st.integers(0, 20)),
     st.lists(st.floats(0.0, 0.2), min_size=4, max_size=4).map(sorted),
     st.sampled_from([math.inf, 0.2, 1.0]),
+    st.sampled_from([None, 0.0, 0.03]),
 )
-def test_no_call_is_refused_that_admission_would_take(members, size, dues, more, times, hard_s) -> None:
-    """``more``: by how many tokens a call of before was larger; ``times``: of both calls, arrival and decision."""
+def test_no_call_is_refused_that_admission_would_take(members, size, dues, more, times, hard_s, step_s) -> None:
+    """``more``: by how many tokens the second call is larger; ``times``: of both calls, arrival and decision;
+    ``step_s``: of the step that runs."""
     model = StepCostModel.linear(POINTS, full_row_s=0.002, overhead_s=0.001)
-    admission = Staircase(Limits()).admission(0.0, [request(s, 0.0, *d) for s, *d in members], [], model)
+    step = None if step_s is None else StepPlan(predicted_s=step_s)
+    admission = Staircase(Limits()).admission(0.0, [request(s, 0.0, *d) for s, *d in members], [], model, step)
     assert admission is not None
     arrival_s, at_s, other_s, now = times
     drop = admission.admit(at_s, request(size, arrival_s, *dues, arrival_s + hard_s))

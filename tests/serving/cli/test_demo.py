@@ -11,7 +11,7 @@ from stepwell.serving.cli import demo
 from stepwell.serving.cli.demo_load import NUM_FAILING, mixed_load
 from stepwell.serving.cli.demo_plot import save_plot
 from stepwell.serving.cli.demo_run import run_demo
-from stepwell.serving.hosting import open_decoder
+from stepwell.serving.hosting import open_in_thread
 from stepwell.serving.runner import DecoderRunner
 
 
@@ -23,7 +23,7 @@ def ran() -> SimpleNamespace:
 
     def open_patient(config, observer):
         """In this process, where the runner can be watched; and with a policy that refuses nobody on a slow machine."""
-        return open_decoder(replace(config, policy="max_quality"), observer)
+        return open_in_thread(replace(config, policy="max_quality"), observer)
 
     def spy(self, steps):
         calls.append((len(steps), frozenset(step.point.name for step in steps)))

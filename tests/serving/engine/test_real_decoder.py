@@ -9,7 +9,7 @@ from stepwell.schedulers.request import SLO, Request
 from stepwell.serving.config import ModelConfig
 from stepwell.serving.engine.events import FinishEvent, TokenEvent
 from stepwell.serving.engine.job import GenerationJob
-from stepwell.serving.hosting import open_decoder
+from stepwell.serving.hosting import open_in_thread
 
 PREFIX = tuple(range(20, 33))
 PLAN = [
@@ -24,7 +24,7 @@ PLAN = [
 
 def serve(path, together: bool, **options) -> tuple[list[tuple[int, ...]], list[FinishEvent]]:
     """Token ids and ends of PLAN's requests, all at once or one after the other."""
-    hosted = open_decoder(ModelConfig(source=str(path), **options), None)
+    hosted = open_in_thread(ModelConfig(source=str(path), **options), None)
     engine, events = hosted.host.engine, [[] for _ in PLAN]
     for i, (prompt, point, sampling) in enumerate(PLAN):
         request = Request(f"r{i}", engine.now(), SLO(), (hosted.points[point],), len(prompt), max_tokens=24)

@@ -23,7 +23,7 @@ from stepwell.serving.engine.events import TokenEvent
 from stepwell.serving.engine.job import GenerationJob
 from stepwell.serving.engine.points import may_switch
 from stepwell.serving.errors import RequestError
-from stepwell.serving.hosting import open_decoder
+from stepwell.serving.hosting import open_in_thread
 
 DEPTH = ("depth:0", "depth:1", "depth:2")
 MIXED = ("mixed:0", "mixed:1", "mixed:2", "mixed:3")
@@ -311,7 +311,7 @@ class Served:
 
 def serve(path: Any, seed: int, names: tuple[str, ...], **options: Any) -> tuple[Decoder, list[Served]]:
     """Five prompts at once, each token at a level drawn from ``names``."""
-    hosted = open_decoder(ModelConfig(source=str(path), page_tokens=4, max_step_tokens=16, **options), None)
+    hosted = open_in_thread(ModelConfig(source=str(path), page_tokens=4, max_step_tokens=16, **options), None)
     engine, draw = hosted.host.engine, random.Random(seed)
     run = engine._runner.run
     engine._policy = Drifting(lambda request: draw.choice(request.points), engine._limits)

@@ -1,0 +1,130 @@
+"""The configuration of a text encoder, read from a Hugging Face ``config.json``.
+
+One description covers all families; how a family's fields read is in its file of ``families/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepwell.models.encoder.families import family_of
+from stepwell.models.encoder.heads import HeadConfig
+from stepwell.models.encoder.pooling import Pooling, read_pooling
+from stepwell.models.fields import ConfigError, read_json
+from stepwell.models.ladder import Architecture
+from stepwell.models.one_shot import Task
+
+
+class InputError(ValueError):
+    """A text that the model cannot take. The message names the field, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Dimensions and switches of a text encoder. Sizes are counts."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    ffn_channels: int
+    max_positions: int
+    """Rows of the table of positions."""
+    norm_eps: float
+    activation: str
+    """Of the FFN; a name of :data:`~stepwell.models.kernels.activations.ACTIVATIONS`."""
+    pad_token_id: int = 0
+    type_vocab_size: int = 0
+    """Token types that the checkpoint has; every token is of type 0. 0 = none."""
+    embedding_size: int | None = None
+    """Width of the embeddings if a projection to ``hidden_size`` follows (ALBERT); None = ``hidden_size``, none."""
+    positions_after_padding: bool = False
+    """Positions count tokens that are not padding, from ``pad_token_id + 1`` (RoBERTa); else all, from 0."""
+    pre_norm: bool = False
+    """Norms before each sub-layer and after the last; else after each."""
+    layer_modules: tuple[int, ...] = ()
+    """Which stored layer each layer runs (ALBERT shares them). Empty = each its own."""
+    head: HeadConfig | None = None
+    labels: tuple[str, ...] = ()
+    """Names of the classes of a classification head."""
+    pooling: Pooling = field(default_factory=Pooling)
+    dtype: torch.dtype = torch.float32
+    """Precision the weights run in unless another is asked for: the stored one, but float32 for float16."""
+
+    @property
+    def task(self) -> Task:
+        return "encode"
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """It takes texts."""
+        return 0, 0
+
+    @property
+    def unit_parameters(self) -> tuple[int, int, int]:
+        """See :class:`~stepwell.models.one_shot.OneShotConfig`."""
+        return 4 * self.hidden_size * self.head_dim, 2 * self.hidden_size, 0
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_layer_modules(self) -> int:
+        """Layers that the checkpoint stores."""
+        return max(self.layer_modules, default=self.num_layers - 1) + 1
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The dimensions ladders are cut from; a key-value head group is one head."""
+        return Architecture(self.num_layers, self.num_heads, self.ffn_channels)
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[int, ...]]:
+        """See :class:`~stepwell.models.one_shot.OneShotConfig`."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "embedding": (self.hidden_size,),
+            "last_hidden_state": (-1, self.hidden_size),
+        }
+        if self.head is not None:
+            per_token = self.head.kind != "sequence"
+            shapes["logits"] = (-1, self.head.num_outputs) if per_token else (self.head.num_outputs,)
+        return shapes
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text."""
+        return self.max_positions - (self.pad_token_id + 1 if self.positions_after_padding else 0)
+
+    def num_tokens(self, shape: Sequence[int]) -> int:
+        """Tokens of a text whose ids have this shape. Raises InputError if the model cannot take it."""
+        if len(shape) != 1 or shape[0] < 1:
+            raise InputError(f"input_ids: expected the ids of one text, shape [n] with n >= 1, got {list(shape)}")
+        if shape[0] > self.max_tokens:
+            raise InputError(
+                f"input_ids: {shape[0]} tokens, but the model takes at most {self.max_tokens}; shorten the text"
+            )
+        return shape[0]
+
+    @classmethod
+    def from_hf(cls, document: Mapping[str, Any]) -> EncoderConfig:
+        """Read the parsed content of a Hugging Face ``config.json``. Raises ConfigError."""
+        return family_of(document.get("model_type")).read(document)
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> EncoderConfig:
+        """Read ``config.json`` and, for the pooling, the files of sentence-transformers. Raises ConfigError."""
+        file = directory / "config.json"
+        document = read_json(file)
+        try:
+            config = cls.from_hf(document)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
+        return replace(config, pooling=read_pooling(directory))

@@ -1,0 +1,83 @@
+"""Coarser grids over the patches of an image, and soft assignment of patches to the cells around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepwell.models.vit.grid import Grid
+
+Cells = tuple[int, int]
+"""Rows and columns of a coarser grid."""
+
+
+@lru_cache(maxsize=256)
+def nested_cells(grid: Grid) -> tuple[Cells, ...]:
+    """Grids from 1 x 1 to the full one, each a row or a column more than the one before, keeping to its proportions."""
+    cells = [(1, 1)]
+    while cells[-1] != (grid.height, grid.width):
+        rows, columns = cells[-1]
+        grows_tall = columns == grid.width or (rows < grid.height and rows * grid.width <= columns * grid.height)
+        cells.append((rows + 1, columns) if grows_tall else (rows, columns + 1))
+    return tuple(cells)
+
+
+def pool(patches_BND: Tensor, grid: Grid, cells: Cells) -> Tensor:
+    """The mean of the patches of each cell [B, cells, D] (adaptive average pooling)."""
+    plane = patches_BND.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+    return F.adaptive_avg_pool2d(plane, cells).flatten(2).transpose(1, 2)
+
+
+class Band(NamedTuple):
+    """Patches of some rows, and all cells that any of them may belong to."""
+
+    patches: slice
+    cells: slice
+    unreachable: Tensor
+    """[patches, cells]: what to add to logits: -inf where a cell is too far from the one that the patch lies in."""
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(mode=False)  # kept for training too
+def bands(grid: Grid, cells: Cells, radius: int) -> tuple[Band, ...]:
+    """A band for each row of cells: products of patches with cells out of reach are not computed at all."""
+    cell_rows, cell_columns = (torch.arange(n) * c // n for n, c in zip(grid[:2], cells, strict=True))
+    near_columns = (cell_columns[:, None] - torch.arange(cells[1])).abs() <= radius
+    found = []
+    for row in range(cells[0]):
+        patch_rows = torch.nonzero(cell_rows == row).flatten().tolist()
+        first, stop = max(row - radius, 0), min(row + radius + 1, cells[0])
+        near = near_columns.repeat(len(patch_rows), stop - first)
+        patches = slice(patch_rows[0] * grid.width, (patch_rows[-1] + 1) * grid.width)
+        unreachable = torch.zeros(near.shape).masked_fill_(~near, -torch.inf)
+        found.append(Band(patches, slice(first * cells[1], stop * cells[1]), unreachable))
+    return tuple(found)
+
+
+Weights = Sequence[Tensor]
+"""Of each band, what its patches and its cells have to do with each other: [B, patches, cells]."""
+
+
+def means(weights: Weights, x_BND: Tensor, at: Sequence[Band], num_cells: int) -> Tensor:
+    """For each cell the weighted mean of the patches around it: [B, cells, D]."""
+    totals = x_BND.new_zeros(len(x_BND), num_cells)
+    sums = x_BND.new_zeros(len(x_BND), num_cells, x_BND.shape[2])
+    for band, weights_Bnm in zip(at, weights, strict=True):
+        totals[:, band.cells] += weights_Bnm.sum(1)
+        sums[:, band.cells] += weights_Bnm.transpose(1, 2) @ x_BND[:, band.patches]
+    return sums / totals.clamp_min(1e-12)[..., None]
+
+
+def spread(weights: Weights, s_BMD: Tensor, at: Sequence[Band]) -> Tensor:
+    """For each patch the weighted sum of the cells around it: [B, patches, D]."""
+    return torch.cat([w_Bnm @ s_BMD[:, band.cells] for band, w_Bnm in zip(at, weights, strict=True)], dim=1)
+
+
+def strongest(weights: Weights, at: Sequence[Band]) -> Tensor:
+    """For each patch the cell of the largest weight: int64 [B, patches]."""
+    return torch.cat([w_Bnm.argmax(2) + band.cells.start for band, w_Bnm in zip(at, weights, strict=True)], dim=1)

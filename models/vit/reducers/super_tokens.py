@@ -1,0 +1,100 @@
+"""``super``: every layer runs on super tokens sampled from the patches (SViT: Huang et al. 2023, arXiv 2211.11167).
+
+The H x W patches x_i become h x w super tokens s_p: s = adaptive average pooling of x, then one iteration over the
+3 x 3 cells around the one that a patch lies in::
+
+    Q_ip = softmax_p(x_i . s_p / sqrt(D))       s_p = sum_i Q_ip x_i / sum_i Q_ip
+
+(x and s layer-normed in the product, as SViT norms before it.) The layer runs on s, and what it adds is mapped back:
+``x_i + sum_p Q_ip (s'_p - s_p)``. SViT does so with attention only and keeps the FFN on all patches; in a plain vision
+transformer two thirds of the work are there, so the FFN runs on super tokens too. No parameters; accuracy without
+training for it is not the paper's.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepwell.models.vit.grid import Grid
+from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, Trace
+from stepwell.models.vit.reducers.cells import (
+    Band,
+    Cells,
+    Weights,
+    bands,
+    means,
+    nested_cells,
+    pool,
+    spread,
+    strongest,
+)
+
+
+class SuperTokens(Reducer):
+    """See the module. Layers share two neighbouring grids, the finer one first, to meet the budget closely."""
+
+    def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
+        counts = [grid.num_prefix + rows * columns for rows, columns in _layer_cells(grid, num_layers, budget)]
+        return tuple(LayerTokens(count, count) for count in counts)
+
+    def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
+        return _Sampled(grid, _layer_cells(grid, num_layers, budget))
+
+
+@lru_cache(maxsize=1024)
+def _layer_cells(grid: Grid, num_layers: int, budget: float) -> tuple[Cells, ...]:
+    allowed = budget * num_layers * grid.num_tokens
+    cells = nested_cells(grid)
+    counts = [grid.num_prefix + rows * columns for rows, columns in cells]
+    at = max((i for i, count in enumerate(counts) if count * num_layers <= allowed), default=0)
+    if at == len(cells) - 1:
+        return (cells[at],) * num_layers
+    num_finer = max(int((allowed - counts[at] * num_layers) // (counts[at + 1] - counts[at])), 0)
+    return (cells[at + 1],) * num_finer + (cells[at],) * (num_layers - num_finer)
+
+
+class _Sampled(Pass):
+    def __init__(self, grid: Grid, layer_cells: tuple[Cells, ...]) -> None:
+        super().__init__(grid)
+        self.layer_cells = layer_cells
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self._shares: Weights | None = None
+        self._bands: tuple[Band, ...] = ()
+
+    def before_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
+        cells = self.layer_cells[layer]
+        self._kept = self._shares = None
+        if cells == (self.grid.height, self.grid.width):
+            return x_BTD
+        self._bands = bands(self.grid, cells, 1)
+        prefix, patches = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
+        tokens, self._shares = sample(patches, self.grid, cells)
+        self._kept = (patches, tokens)
+        return torch.cat([prefix, tokens], dim=1)
+
+    def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
+        if self._kept is None or self._shares is None:
+            return x_BTD
+        patches, before = self._kept
+        prefix, after = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
+        return torch.cat([prefix, patches + spread(self._shares, after - before, self._bands)], dim=1)
+
+    def trace(self, num_items: int) -> Trace:
+        if self._shares is None:
+            return super().trace(num_items)
+        owner = strongest(self._shares, self._bands) + self.grid.num_prefix
+        return Trace(owner, torch.ones_like(owner, dtype=torch.bool))
+
+
+def sample(patches_BND: Tensor, grid: Grid, cells: Cells) -> tuple[Tensor, Weights]:
+    """Super tokens [B, cells, D] and the shares of the patches around in each."""
+    size, at = patches_BND.shape[2], bands(grid, cells, 1)
+    normed = F.layer_norm(patches_BND, (size,)) * size**-0.25
+    pooled = pool(normed, grid, cells).transpose(1, 2)
+    logits = [normed[:, band.patches] @ pooled[:, :, band.cells] + band.unreachable.to(pooled.dtype) for band in at]
+    shares = [each.softmax(2) for each in logits]
+    return means(shares, patches_BND, at, cells[0] * cells[1]), shares
