@@ -37,6 +37,8 @@ class Drop:
     reason: DropReason
     retry_after_s: float | None = None
     """When trying again may help, in seconds from now; None if unknown or pointless."""
+    missing_s: float = 0.0
+    """By how much what is due exceeds the time until then, as far as known: later by less than that is as hopeless."""
 
 
 @dataclass(frozen=True)

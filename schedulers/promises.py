@@ -63,8 +63,11 @@ class Promises(Admission):
             book.add(entry)
             return None
         prices = self._price_lists.of(self._model, [request])
-        hopeless = overrun_alone_s(request, now, prices, book.slowness, self._limits) > 0.0
-        return Drop(request, DropReason.HOPELESS, None if hopeless else overrun_s)
+        alone_s = overrun_alone_s(request, now, prices, book.slowness, self._limits)
+        if alone_s > 0.0:
+            return Drop(request, DropReason.HOPELESS, None, alone_s)
+        # Before a step has begun its plan may still drop others.
+        return Drop(request, DropReason.HOPELESS, overrun_s, 0.0 if self._step is None else overrun_s)
 
     def count(self, request: Request) -> None:
         """See :class:`~stepwell.schedulers.admission.Admission`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stepwell.models.sampling import SamplingParams
@@ -36,6 +36,8 @@ class GenerateCall:
     """Call metadata, keys in lower case."""
     time_remaining_s: float | None = None
     """What is left of the client's deadline; None = no deadline."""
+    wishes: Callable[[], Hashable] | None = field(default=None, compare=False, repr=False)
+    """What the protocol recognises calls by that ask for the same, see :mod:`stepwell.serving.verdicts`."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +15,7 @@ from typing import TypeAlias
 from stepwell.schedulers.request import Request
 from stepwell.serving.call import GenerateCall
 from stepwell.serving.config import ServerConfig
+from stepwell.serving.courier import Arrivals
 from stepwell.serving.engine.host import EngineHost
 from stepwell.serving.engine.job import GenerationJob, Job, OneShotJob
 from stepwell.serving.engine.points import allowed_points, may_switch
@@ -26,7 +27,8 @@ from stepwell.serving.predict_call import PredictCall
 from stepwell.serving.predict_job import predict_input, wanted_outputs
 from stepwell.serving.prompt import choose_max_tokens, pinned_point, prompt_ids
 from stepwell.serving.served_model import VERSION, ModelState, ServedModel
-from stepwell.serving.slo import ParsedSLO, parse_slo, stated_class
+from stepwell.serving.slo import ParsedSLO, hard_deadline, parse_slo, stated_class
+from stepwell.serving.verdicts import Asked, Verdicts, wishes_of
 
 Call: TypeAlias = GenerateCall | PredictCall
 
@@ -46,6 +48,8 @@ class DataPlane:
         """``clock`` is the engines' clock."""
         self.models = {served.name: served for served in models}
         self.draining = False
+        self.arrivals = Arrivals(clock)
+        """Whoever takes calls in says so here, before anything else."""
         self._config = config
         self._metrics = metrics
         self._clock = clock
@@ -109,7 +113,7 @@ class DataPlane:
         loop = asyncio.get_running_loop()
         async with served.changing:
             if served.state is not ModelState.READY:
-                await loop.run_in_executor(self._workers, served.load, loop, partial(self._lost, served))
+                await loop.run_in_executor(self._workers, served.load, loop, partial(self._lost, served), self.arrivals)
 
     def _lost(self, served: ServedModel, reason: str) -> None:
         """Load it again, for as long as that takes."""
@@ -158,12 +162,63 @@ class DataPlane:
         with self._counting_refusals(served, call, arrival_s):
             if self.draining:
                 raise _draining()
+            if isinstance(call, GenerateCall):
+                await self._refuse_as_before(served, call, arrival_s)
             job = await self._job(served, call, arrival_s)
             host = served.hosted.host
             mailbox = Mailbox(served.hub, whole=whole)
-            await host.submit(job, mailbox.sink)
+            await self._hand_over(served, call, job, mailbox)
         served.statistics.request_prepared(self._clock() - arrival_s)
         return host, job.request.request_id, mailbox
+
+    async def _hand_over(self, served: ServedModel, call: Call, job: Job, mailbox: Mailbox) -> None:
+        era = served.verdicts.era
+        try:
+            await served.hosted.host.submit(job, mailbox.sink)
+        except RefusedError as refusal:
+            if isinstance(call, GenerateCall) and served.verdicts.era == era:
+                self._learn(served.verdicts, call, job.request, refusal)
+            raise
+
+    def _learn(self, verdicts: Verdicts, call: GenerateCall, request: Request, refusal: RefusedError) -> None:
+        size = request.prompt_tokens, request.max_tokens
+        asked = Asked(wishes_of(call), *size, request.arrival_s, request.hard_deadline_s)
+        slo_class, now = request.slo.slo_class, self._clock()
+        verdicts.learn(asked, slo_class, refusal, now)
+        if call.wishes is not None:
+            verdicts.learn(asked._replace(wishes=call.wishes()), slo_class, refusal, now)
+
+    def refuse_as_before(
+        self,
+        served: ServedModel,
+        wishes: Hashable,
+        size: tuple[int, int],
+        time_remaining_s: float | None,
+        came_s: float,
+    ) -> None:
+        """Raise, and count, the error that the engine would raise, if it has just refused a call like this.
+
+        ``size``: tokens of the prompt and to generate at most, checked.
+        """
+        if not self.accepts(served):
+            return
+        margin_s, margin_ratio = self._config.deadline_margin_ms / 1000.0, self._config.deadline_margin_ratio
+        asked = Asked(wishes, *size, came_s, hard_deadline(time_remaining_s, came_s, margin_s, margin_ratio))
+        now = self._clock()
+        if (verdict := served.verdicts.on(asked, now)) is not None:
+            refusal, slo_class = verdict
+            served.statistics.request_refused(now - came_s)
+            self._metrics.refused(served.name, slo_class, refusal.reason)
+            raise refusal
+
+    async def _refuse_as_before(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> None:
+        wishes = wishes_of(call) if served.verdicts.any else None
+        if wishes not in served.verdicts or not self.accepts(served):
+            return
+        hosted = served.hosted
+        num_tokens = len(await prompt_ids(hosted, call, self._config.max_prompt_bytes))
+        size = num_tokens, choose_max_tokens(hosted, served.config, num_tokens, call.max_tokens)
+        self.refuse_as_before(served, wishes, size, call.time_remaining_s, arrival_s)
 
     async def _job(self, served: ServedModel, call: Call, arrival_s: float) -> Job:
         hosted, config = served.hosted, self._config

@@ -32,7 +32,16 @@ class RequestError(Exception):
 
 
 class RefusedError(RequestError):
-    """The engine did not let it in, and has counted that."""
+    """The engine did not let it in, and that has been counted."""
+
+    def __init__(
+        self, code: Status, message: str, retry_after_ms: int | None = None, reason: str = "", missing_s: float = 0.0
+    ) -> None:
+        super().__init__(code, message, retry_after_ms)
+        self.reason = reason
+        """As it is counted: a ``DropReason`` value."""
+        self.missing_s = missing_s
+        """See :class:`~stepwell.schedulers.plan.Drop`."""
 
 
 def invalid(field: str, problem: str, value: object, remedy: str) -> RequestError:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from stepwell.serving.courier import Arrivals, Courier
 from stepwell.serving.engine.events import FinishEvent, Output, ResultEvent, TokenEvent
 
 Event = Output | FinishEvent
@@ -84,8 +85,10 @@ class Mailbox:
 class Hub:
     """Carries the events of one engine to one event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, arrivals: Arrivals | None = None) -> None:
+        """``arrivals``: calls of the event loop, which go before."""
         self._loop = loop
+        self._courier: Courier[Event] = Courier(loop, arrivals or Arrivals())
         self._written: dict[Mailbox, None] = {}  # engine thread only; an ordered set
         self._ended: list[Mailbox] = []  # engine thread only
 
@@ -113,11 +116,6 @@ class Hub:
     def _cross(self, mailboxes: list[Mailbox]) -> None:
         deliveries = [(mailbox, mailbox.take()) for mailbox in mailboxes]
         try:
-            self._loop.call_soon_threadsafe(_deliver, deliveries)
+            self._loop.call_soon_threadsafe(self._courier.bring, deliveries)
         except RuntimeError:  # the loop is closed: nobody reads any more
             return
-
-
-def _deliver(deliveries: list[tuple[Mailbox, list[Event]]]) -> None:
-    for mailbox, events in deliveries:
-        mailbox.deliver(events)

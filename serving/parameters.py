@@ -27,6 +27,8 @@ _TOLERATED_KEYS = frozenset(
 )
 """Standard keys that mean nothing to a model without server-side sequences or binary HTTP bodies."""
 KNOWN_KEYS = SLO_KEYS | QUEUE_KEYS | SAMPLING_KEYS | _TRITON_KEYS | _TOLERATED_KEYS
+FREE_KEYS = (SAMPLING_KEYS - {"max_tokens", "lossless"}) | _TRITON_KEYS | _TOLERATED_KEYS
+"""Keys whose values, once checked, make no difference to what a request costs."""
 _OWN_KEYS = SLO_KEYS | QUEUE_KEYS | SAMPLING_KEYS
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)

@@ -7,6 +7,7 @@ import enum
 
 from stepwell.schedulers.request import Request
 from stepwell.serving.config import ModelConfig
+from stepwell.serving.courier import Arrivals
 from stepwell.serving.engine.events import FinishEvent
 from stepwell.serving.engine.host import OnLost
 from stepwell.serving.engine.observer import StepObservation
@@ -16,6 +17,7 @@ from stepwell.serving.hosted import HostedModel, OpenModel
 from stepwell.serving.hosting import open_in_thread
 from stepwell.serving.metrics import Metrics
 from stepwell.serving.statistics import Statistics
+from stepwell.serving.verdicts import Verdicts
 
 VERSION = "1"
 """The only version a model has."""
@@ -40,6 +42,7 @@ class ServedModel:
         self.reason = "not loaded"
         """Why it is in this state, for people; empty if READY."""
         self.statistics = Statistics()
+        self.verdicts = Verdicts()
         self.changing = asyncio.Lock()
         """Held while it is loaded or unloaded."""
         self._metrics = metrics
@@ -91,16 +94,18 @@ class ServedModel:
         """Memory of its key-value cache; 0 while it is not loaded."""
         return self._hosted.cache_bytes if self._hosted else 0
 
-    def load(self, event_loop: asyncio.AbstractEventLoop, on_lost: OnLost) -> None:
-        """Read the model and start its engine; ``on_lost``: see the host. Raises ValueError if it cannot be opened."""
+    def load(self, event_loop: asyncio.AbstractEventLoop, on_lost: OnLost, arrivals: Arrivals | None = None) -> None:
+        """Read the model and start its engine; ``on_lost``: see the host; ``arrivals``: of the event loop. Raises
+        ValueError if it cannot be opened."""
         self.state, self.reason = ModelState.LOADING, "loading"
-        hub = Hub(event_loop)
+        hub = Hub(event_loop, arrivals)
         try:
             hosted = self._open_model(self.config, _Observer(self, hub, self._metrics))
         except Exception as error:
             self.state, self.reason = ModelState.UNAVAILABLE, str(error)
             raise
         self._hosted, self._hub = hosted, hub
+        self.verdicts.forget()
         hosted.host.start(event_loop, on_lost)
         self._metrics.watch(self.name, hosted.host)
         self.state, self.reason = ModelState.READY, ""
@@ -120,6 +125,7 @@ class ServedModel:
     def _forget(self, reason: str) -> None:
         self._metrics.unwatch(self.name)
         self._hosted = None
+        self.verdicts.forget()
         self.state, self.reason = ModelState.UNAVAILABLE, reason
 
 
@@ -132,7 +138,7 @@ class _Observer:
     """What happens on the engine's thread beside the answers: counting, and waking the event loop once a step."""
 
     def __init__(self, served: ServedModel, hub: Hub, metrics: Metrics) -> None:
-        self._statistics = served.statistics
+        self._statistics, self._verdicts = served.statistics, served.verdicts
         self._hub = hub
         self._metrics = metrics.observer(served.name)
 
@@ -148,6 +154,7 @@ class _Observer:
         self._metrics.request_finished(event, request)
 
     def step_finished(self, step: StepObservation) -> None:
+        self._verdicts.forget()
         self._hub.step_committed()
         self._statistics.step_finished()
         self._metrics.step_finished(step)

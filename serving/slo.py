@@ -29,7 +29,8 @@ _METADATA_KEYS = {
     "slo_class": ("x-stepwell-slo-class",),
     "min_quality": ("x-stepwell-min-quality",),
 }
-_KNOWN_METADATA = frozenset(key for keys in _METADATA_KEYS.values() for key in keys)
+SLO_METADATA = frozenset(key for keys in _METADATA_KEYS.values() for key in keys)
+"""Metadata keys that mean something here."""
 _QUALITY_REMEDY = "send the quality floor relative to the full model or leave it out"
 
 
@@ -98,7 +99,7 @@ def parse_slo(
     )
     return ParsedSLO(
         slo,
-        _hard_deadline(time_remaining_s, now, margin_s, margin_ratio),
+        hard_deadline(time_remaining_s, now, margin_s, margin_ratio),
         _queue_deadline(parameters, now),
         _operating_point(parameters),
         _token_budget(parameters),
@@ -116,9 +117,9 @@ def stated_class(
 def _from_metadata(metadata: Mapping[str, str]) -> dict[str, tuple[str, ParameterValue]]:
     """Parameter name -> (metadata key, value), the canonical key before its alias."""
     for key, value in metadata.items():
-        if key.startswith(METADATA_PREFIX) and key not in _KNOWN_METADATA:
-            raise invalid(key, "unknown metadata key", value, suggest(key, _KNOWN_METADATA))
-        if key in _KNOWN_METADATA and key.endswith("-ms"):
+        if key.startswith(METADATA_PREFIX) and key not in SLO_METADATA:
+            raise invalid(key, "unknown metadata key", value, suggest(key, SLO_METADATA))
+        if key in SLO_METADATA and key.endswith("-ms"):
             milliseconds(key, value)
     found: dict[str, tuple[str, ParameterValue]] = {}
     for name, keys in _METADATA_KEYS.items():
@@ -159,7 +160,8 @@ def _first(layers: list[_Wishes], name: str, otherwise: float) -> float:
     return next((value for value in values if value is not None), otherwise)
 
 
-def _hard_deadline(time_remaining_s: float | None, now: float, margin_s: float, margin_ratio: float) -> float:
+def hard_deadline(time_remaining_s: float | None, now: float, margin_s: float, margin_ratio: float) -> float:
+    """Clock time after which nobody waits for the answer; ``inf`` = never. See :func:`parse_slo`."""
     if time_remaining_s is None:
         return math.inf
     return now + time_remaining_s - min(margin_s, max(time_remaining_s, 0.0) * margin_ratio)

@@ -93,7 +93,8 @@ class Engine:
             ending = endings.dropped(drop, now)
             self._outbox.refuse(entry, ending, now)
             assert ending.error is not None
-            raise RefusedError(ending.error.code, ending.error.message, ending.error.retry_after_ms)
+            error, reason = ending.error, drop.reason.value
+            raise RefusedError(error.code, error.message, error.retry_after_ms, reason, drop.missing_s)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step. Unknown and finished ids are ignored."""

@@ -139,13 +139,16 @@ def to_finish(packed: Packed) -> FinishEvent:
 
 def from_error(error: RequestError) -> Packed:
     """What a client is told."""
-    return error.code.value, error.message, error.retry_after_ms, isinstance(error, RefusedError)
+    refusal = (error.reason, error.missing_s) if isinstance(error, RefusedError) else ()
+    return error.code.value, error.message, error.retry_after_ms, refusal
 
 
 def to_error(packed: Packed) -> RequestError:
     """The inverse."""
-    code, message, retry_after_ms, refused = packed
-    return (RefusedError if refused else RequestError)(Status(code), message, retry_after_ms)
+    code, message, retry_after_ms, refusal = packed
+    if not refusal:
+        return RequestError(Status(code), message, retry_after_ms)
+    return RefusedError(Status(code), message, retry_after_ms, *refusal)
 
 
 def from_step(step: StepObservation) -> Packed:

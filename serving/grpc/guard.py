@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from stepwell.serving.courier import Arrivals
 from stepwell.serving.errors import RequestError, Status
 from stepwell.serving.grpc.status import Context, abort, as_request_error
 
@@ -29,8 +30,9 @@ class Refused:
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Wraps the handler of every method, once."""
 
-    def __init__(self, max_message_bytes: int) -> None:
-        """Messages of more bytes, counted when unpacked, are refused unparsed."""
+    def __init__(self, max_message_bytes: int, arrivals: Arrivals) -> None:
+        """Messages of more bytes, counted when unpacked, are refused unparsed. ``arrivals``: told of every call."""
+        self._arrivals = arrivals
         self._max_message_bytes = max_message_bytes
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -40,6 +42,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """The guarded handler of a method; None, which gRPC answers as UNIMPLEMENTED, stays None."""
+        self._arrivals.came()
         method = handler_call_details.method
         if method in self._guarded:
             return self._guarded[method]

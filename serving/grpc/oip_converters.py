@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from stepwell.serving.call import GenerateCall, generation_options
 from stepwell.serving.engine.events import FinishEvent
 from stepwell.serving.errors import invalid
+from stepwell.serving.grpc.oip_asked import wishes_in
 from stepwell.serving.grpc.tensors import BYTES, TensorSpec, decode_inputs, encode
 from stepwell.serving.handoff import Chunk
 from stepwell.serving.parameters import TRITON_EMPTY_FINAL, TRITON_FINAL, ParameterValue, flag
@@ -81,6 +83,7 @@ def to_call(
         parameters=parameters,
         metadata=metadata,
         time_remaining_s=time_remaining_s,
+        wishes=partial(wishes_in, request, metadata),
     )
 
 

@@ -9,6 +9,7 @@ from stepwell.serving.data_plane import DataPlane
 from stepwell.serving.errors import invalid
 from stepwell.serving.grpc import oip_describe as describe
 from stepwell.serving.grpc import oip_predict
+from stepwell.serving.grpc.oip_asked import refuse_as_before
 from stepwell.serving.grpc.oip_converters import mark_final, output_names, to_call, to_response
 from stepwell.serving.grpc.oip_stream import InferStream
 from stepwell.serving.grpc.status import Context, metadata_of
@@ -55,13 +56,15 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         served = self._plane.model(request.model_name, request.model_version)
+        metadata = metadata_of(context)
+        refuse_as_before(self._plane, served, request, metadata, context)
         if served.predicts:
             hosted = served.hosted
-            predict = oip_predict.to_call(request, hosted, metadata_of(context), context.time_remaining())
+            predict = oip_predict.to_call(request, hosted, metadata, context.time_remaining())
             response = oip_predict.to_response(request, VERSION, hosted, await self._plane.complete(predict))
         else:
             outputs = output_names(request, served.has_text)
-            call = to_call(request, outputs, metadata_of(context), context.time_remaining())
+            call = to_call(request, outputs, metadata, context.time_remaining())
             response = to_response(request, VERSION, await self._plane.complete(call), outputs)
         mark_final(response, True)
         return response

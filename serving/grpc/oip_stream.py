@@ -16,11 +16,12 @@ from stepwell.serving.data_plane import DataPlane
 from stepwell.serving.errors import RequestError
 from stepwell.serving.grpc import oip_predict
 from stepwell.serving.grpc.guard import Refused
+from stepwell.serving.grpc.oip_asked import refuse_as_before
 from stepwell.serving.grpc.oip_converters import mark_final, output_names, to_call, to_response, wants_empty_final
 from stepwell.serving.grpc.status import Context, as_request_error, message_of, metadata_of
 from stepwell.serving.handoff import Chunk
 from stepwell.serving.pb import inference_pb2 as pb
-from stepwell.serving.served_model import VERSION
+from stepwell.serving.served_model import VERSION, ServedModel
 
 STATUS_KEY = "triton_grpc_error"
 MAX_CONCURRENT = 1024
@@ -39,6 +40,8 @@ class InferStream:
         self._writing = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._all_done: asyncio.Future[None] | None = None
+        """Of the tasks, once no more will come."""
 
     async def serve(self, request_iterator: Any) -> None:
         """Run until the client has closed its side and every request is answered. Raises the first request's error if
@@ -46,12 +49,15 @@ class InferStream:
         self._serving = asyncio.current_task()
         try:
             async for request in request_iterator:
+                if self._wants_status and not self._tasks and not isinstance(request, Refused):
+                    self._refuse_as_before(request)  # which ends the call: a task is not worth while
                 await self._slots.acquire()
                 task = asyncio.create_task(self._serve_one(request))
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
-            while self._tasks:
-                await asyncio.wait(self._tasks)
+            if self._tasks:
+                self._all_done = asyncio.get_running_loop().create_future()
+                await self._all_done
         except asyncio.CancelledError:
             if self._failure is None:
                 raise
@@ -64,6 +70,8 @@ class InferStream:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._slots.release()
+        if not self._tasks and self._all_done is not None and not self._all_done.done():
+            self._all_done.set_result(None)
         if not task.cancelled():
             task.exception()  # writing fails when the client is gone; the call itself is cancelled then
 
@@ -80,8 +88,13 @@ class InferStream:
             failure = as_request_error(error, "ModelStreamInfer")
             await self._fail(pb.ModelInferResponse(model_name=request.model_name, id=request.id), failure, came_s)
 
-    async def _generate(self, request: pb.ModelInferRequest) -> None:
+    def _refuse_as_before(self, request: pb.ModelInferRequest) -> ServedModel:
         served = self._plane.model(request.model_name, request.model_version)
+        refuse_as_before(self._plane, served, request, self._metadata, self._context)
+        return served
+
+    async def _generate(self, request: pb.ModelInferRequest) -> None:
+        served = self._refuse_as_before(request)
         outputs = output_names(request, served.has_text)
         empty_final = wants_empty_final(request)
         call = to_call(request, outputs, self._metadata, self._context.time_remaining())

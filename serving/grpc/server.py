@@ -22,7 +22,7 @@ class GrpcServer:
         """Bind the port. Raises OSError if it cannot be had."""
         self._plane = plane
         self._server = grpc.aio.server(
-            interceptors=[Guard(config.max_message_bytes)],
+            interceptors=[Guard(config.max_message_bytes, plane.arrivals)],
             options=[
                 ("grpc.max_receive_message_length", config.receive_limit_bytes),
                 ("grpc.max_send_message_length", -1),

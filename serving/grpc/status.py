@@ -39,8 +39,10 @@ def message_of(error: RequestError) -> str:
 def trailers_of(error: RequestError, total_s: float) -> tuple[tuple[str, str], ...]:
     """Trailing metadata of an error: the reason in printable ASCII, how long it took the server to say so, and the
     retry hint if there is one."""
-    ascii_text = "".join(c if " " <= c <= "~" else "?" for c in error.message[:_MAX_REASON_CHARS])
-    trailers = [(REASON_KEY, ascii_text), (TOTAL_KEY, f"{total_s * 1e3:.3f}")]
+    reason = error.message[:_MAX_REASON_CHARS]
+    if not (reason.isascii() and reason.isprintable()):
+        reason = "".join(c if " " <= c <= "~" else "?" for c in reason)
+    trailers = [(REASON_KEY, reason), (TOTAL_KEY, f"{total_s * 1e3:.3f}")]
     if error.retry_after_ms is not None:
         trailers.append((RETRY_AFTER_KEY, str(error.retry_after_ms)))
     return tuple(trailers)

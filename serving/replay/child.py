@@ -27,11 +27,12 @@ class ChildError(Exception):
 class ChildServer:
     """``with ChildServer({"models": ["nested-lm"]}) as child: child.address``: ``stepwell serve``, on free ports."""
 
-    def __init__(self, config: Mapping[str, Any], start_s: float = START_S) -> None:
+    def __init__(self, config: Mapping[str, Any], start_s: float = START_S, *, python: str = sys.executable) -> None:
         """``config``: the server's configuration, as in its YAML; ports are chosen. ``start_s``: it must serve by
-        then."""
+        then. ``python``: the interpreter whose Stepwell it is."""
         self._config = {**config, "host": "127.0.0.1", "grpc_port": 0, "http_port": 0}
         self._start_s = start_s
+        self._python = python
         self.address = ""
         """``host:port`` of gRPC."""
         self.http = ""
@@ -44,7 +45,7 @@ class ChildServer:
         self._log = folder / "server.log"
         config = folder / "stepwell.yaml"
         config.write_text(json.dumps(self._config))  # JSON is YAML
-        command = [sys.executable, "-m", "stepwell.serving.cli.main", "serve", "--config", str(config), "--json"]
+        command = [self._python, "-m", "stepwell.serving.cli.main", "serve", "--config", str(config), "--json"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
         try:
