@@ -58,6 +58,19 @@ def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def least_seconds(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Processor seconds of each case: the least of ``repeats``, one run of each in turn."""
+    least = dict.fromkeys(cases, float("inf"))
+    for repeat in range(repeats + 1):
+        for name, case in cases.items():
+            start = time.process_time()
+            case()
+            if repeat:
+                least[name] = min(least[name], time.process_time() - start)
+        print(f"  repeat {repeat}/{repeats}", end="\r", file=sys.stderr)
+    return least
+
+
 def report(name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: str, save: bool) -> None:
     """Print a Markdown table with its hardware line, and write it to ``benchmarks/results/NAME.md`` if asked."""
     lines = [f"## {title}", "", hardware(), "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]

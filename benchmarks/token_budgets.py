@@ -3,12 +3,10 @@ and a batch of mixed budgets against its parts."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from common import arguments, report
+from common import arguments, least_seconds, report
 from torch import Tensor
 
 from stepwell.models.ladder import Reduction
@@ -32,19 +30,6 @@ def random_vit(config: ViTConfig) -> ViT:
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.04)
     return vit.prepare_serving(1 << 28)
-
-
-def least_seconds(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Processor seconds of each case: the least of ``repeats``, one run of each in turn."""
-    least = dict.fromkeys(cases, float("inf"))
-    for repeat in range(repeats + 1):
-        for name, case in cases.items():
-            start = time.process_time()
-            case()
-            if repeat:
-                least[name] = min(least[name], time.process_time() - start)
-        print(f"  repeat {repeat}/{repeats}", end="\r", file=sys.stderr)
-    return least
 
 
 def name_of(point: Reduction | None) -> str:
