@@ -186,8 +186,9 @@ def main() -> None:
     header = ["type", "texts x longest", "ideal", "packed, ms", "padded / packed", "of ideal", "transformers / packed"]
     header += ["nested / packed", "ONNX Runtime / packed"]
     notes = (
-        f"Processor time, the least of {args.repeats}, interleaved; above 1 = packed is faster. Ideal: padded tokens over tokens. Padding also costs attention its "
-        "square, so packing can win more than the ideal. ONNX Runtime runs float32: its CPU provider has no bfloat16."
+        f"Processor time, the least of {args.repeats}, interleaved; above 1 = packed is faster. Ideal: padded tokens "
+        "over tokens. Padding also costs attention its square, so packing can win more than the ideal. ONNX Runtime "
+        "runs float32: its CPU provider has no bfloat16."
     )
     report("encoders", "Packed text encoder, BERT-base shapes, 3 layers", header, rows, notes, args.save)
 
