@@ -29,7 +29,7 @@ from stepwell.models.vit.model import ViT
 from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, mean_share
 from stepwell.models.vit.reducers.routing import Gate
 
-BUDGETS = (0.25, 0.33, 0.4, 0.5, 0.6, 0.75)
+BUDGETS = (0.2, 0.25, 0.33, 0.4, 0.5, 0.6, 0.75)
 WAYS = ("route", "slim", "merge", "random gates", "random")
 COLOURS = ("tab:blue", "tab:green", "tab:orange", "tab:gray", "tab:red")
 

@@ -17,7 +17,7 @@ from stepwell.models.vit.loading import save_vit
 from stepwell.models.vit.model import ViT
 
 REDUCERS = ("route", "slim", "merge")
-BUDGETS = (0.25, 0.33, 0.4, 0.5, 0.6, 0.75, 1.0)
+BUDGETS = (0.2, 0.25, 0.33, 0.4, 0.5, 0.6, 0.75, 1.0)
 
 
 def write_routed(config: RoutedConfig, vit: ViT, folder: Path) -> Path:
