@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-import numpy as np
 
 from stepwell.serving import client_types as api
 from stepwell.serving.pb import stepwell_pb2 as pb
@@ -76,6 +75,8 @@ class Wire:
             raise api.RequestFailedError("INVALID_ARGUMENT", f"request: cannot be sent ({error})", None) from error
         with _failures():
             response = self._stub.Predict(request, timeout=timeout_s)
+        import numpy as np  # with the first prediction: generations need none
+
         answered = {name: np.frombuffer(t.data, "<f4").reshape(list(t.shape)) for name, t in response.outputs.items()}
         return api.Prediction(answered, _report(response.report))
 
@@ -120,6 +121,8 @@ def _put_input(
     token_ids: Sequence[Sequence[int]] | None = None,
 ) -> None:
     if pixel_values is not None:
+        import numpy as np
+
         values = np.ascontiguousarray(pixel_values, "<f4")
         request.pixel_values.shape.extend(values.shape)
         request.pixel_values.data = values.tobytes()

@@ -99,7 +99,7 @@ def test_the_announcement_for_people_says_the_same(stepwell_server, capsys):
     listening, model = capsys.readouterr().out.splitlines()
     assert f"gRPC on 127.0.0.1:{stepwell_server.grpc_port}, " in listening
     assert f"http://127.0.0.1:{stepwell_server.http_port} " in listening
-    assert model.startswith("model nested-lm: context 1024 tokens; ")
+    assert model.startswith("model nested-lm (generate): context 1024 tokens; ")
     assert "default (" in model
 
 
