@@ -45,15 +45,16 @@ class Band(NamedTuple):
 @lru_cache(maxsize=256)
 @torch.inference_mode(mode=False)  # kept for training too
 def bands(grid: Grid, cells: Cells, radius: int) -> tuple[Band, ...]:
-    """A band for each row of cells: products of patches with cells out of reach are not computed at all."""
+    """A band for every ``radius + 1`` rows of cells: few products, and few of them with cells out of reach."""
     cell_rows, cell_columns = (torch.arange(n) * c // n for n, c in zip(grid[:2], cells, strict=True))
     near_columns = (cell_columns[:, None] - torch.arange(cells[1])).abs() <= radius
     found = []
-    for row in range(cells[0]):
-        patch_rows = torch.nonzero(cell_rows == row).flatten().tolist()
-        first, stop = max(row - radius, 0), min(row + radius + 1, cells[0])
-        near = near_columns.repeat(len(patch_rows), stop - first)
-        patches = slice(patch_rows[0] * grid.width, (patch_rows[-1] + 1) * grid.width)
+    for row in range(0, cells[0], radius + 1):
+        inside = torch.nonzero((cell_rows >= row) & (cell_rows <= row + radius)).flatten()
+        first, stop = max(row - radius, 0), min(row + 2 * radius + 1, cells[0])
+        near_rows = (cell_rows[inside, None] - torch.arange(first, stop)).abs() <= radius
+        near = (near_rows[:, None, :, None] & near_columns[None, :, None, :]).flatten(2).flatten(0, 1)
+        patches = slice(int(inside[0]) * grid.width, (int(inside[-1]) + 1) * grid.width)
         unreachable = torch.zeros(near.shape).masked_fill_(~near, -torch.inf)
         found.append(Band(patches, slice(first * cells[1], stop * cells[1]), unreachable))
     return tuple(found)

@@ -93,8 +93,8 @@ class _Sampled(Pass):
 def sample(patches_BND: Tensor, grid: Grid, cells: Cells) -> tuple[Tensor, Weights]:
     """Super tokens [B, cells, D] and the shares of the patches around in each."""
     size, at = patches_BND.shape[2], bands(grid, cells, 1)
-    normed = F.layer_norm(patches_BND, (size,)) * size**-0.25
-    pooled = pool(normed, grid, cells).transpose(1, 2)
+    normed = F.layer_norm(patches_BND, (size,))
+    pooled = (pool(normed, grid, cells) * size**-0.5).transpose(1, 2)
     logits = [normed[:, band.patches] @ pooled[:, :, band.cells] + band.unreachable.to(pooled.dtype) for band in at]
     shares = [each.softmax(2) for each in logits]
     return means(shares, patches_BND, at, cells[0] * cells[1]), shares
