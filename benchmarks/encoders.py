@@ -26,8 +26,6 @@ from stepwell.models.one_shot import Item
 NUM_LAYERS = 3
 MEAN_SHARE = 0.35
 """Of the longest text, on average, before the draw is cut off there."""
-CASES = ((8, 128), (8, 512), (32, 128), (32, 512))
-"""Texts, tokens of the longest."""
 SIGMA = 0.6
 
 
@@ -176,12 +174,14 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtypes", default="float32,bfloat16", help="of these")
-    parser.add_argument("--bfloat16-texts", type=int, default=32, help="at most, of at most 128 tokens in bfloat16")
+    parser.add_argument("--cases", default="8x128,8x512,32x128,32x512", help="texts x tokens of the longest")
+    parser.add_argument("--bfloat16-cases", default="8x128,32x128", help="the same for bfloat16")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
     for name in args.dtypes.split(","):
-        cases = CASES if name == "float32" else [c for c in CASES if c[0] <= args.bfloat16_texts and c[1] <= 128]
+        asked = args.cases if name == "float32" else args.bfloat16_cases
+        cases = [(int(texts), int(longest)) for texts, longest in (case.split("x") for case in asked.split(","))]
         rows += measure(getattr(torch, name), args.threads, args.repeats, cases)
     header = ["type", "texts x longest", "ideal", "packed, ms", "padded / packed", "of ideal", "transformers / packed"]
     header += ["nested / packed", "ONNX Runtime / packed"]
