@@ -73,14 +73,14 @@ def test_a_token_budget_is_kept_to(client, budget: float, point: str) -> None:
     assert report.tokens_kept >= 0.75 * float(point.partition("@")[2] or 1.0) * report.prompt_tokens
 
 
-def test_what_reduction_saved_is_counted(hosting_classifier, client) -> None:
+def test_what_reduction_saved_is_counted(hosting_classifier, wire, client) -> None:
     def counted(kind: str) -> float:
         labels = {"model": "classifier", "kind": kind}
         return hosting_classifier.server.metrics.registry.get_sample_value("stepwell_tokens_total", labels) or 0.0
 
     before = counted("prompt"), counted("reduced")
     report = client.predict("classifier", pixel_values=images(3), operating_point="merge:0").report
-    assert counted("prompt") - before[0] == 3 * TOKENS
+    wire.eventually(lambda: counted("prompt") >= before[0] + 3 * TOKENS)  # a step is counted after its answers left
     assert counted("reduced") - before[1] == 3 * TOKENS - report.tokens_kept > 0
 
 

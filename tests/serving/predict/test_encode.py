@@ -25,7 +25,7 @@ def expected(bert) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("form", ["texts", "ragged", "padded right", "padded left"])
-def test_every_form_of_texts_is_packed(hosting_encoder, oip, expected, form: str) -> None:
+def test_every_form_of_texts_is_packed(hosting_encoder, wire, oip, expected, form: str) -> None:
     sequences = [ids_of(text) for text in TEXTS]
     lens = [len(ids) for ids in sequences]
     padded, mask = np.zeros((2, 3, max(lens)), np.int64)
@@ -47,10 +47,10 @@ def test_every_form_of_texts_is_packed(hosting_encoder, oip, expected, form: str
     assert response.parameters["operating_point"].string_param == "depth:2"
     assert response.parameters["tokens"].int64_param == sum(lens)
     assert response.parameters["tokens_kept"].int64_param == sum(lens)
-    prompt, avoided = (
-        (sample(kind) or 0.0) - old for kind, old in zip(("prompt", "padding_avoided"), before, strict=True)
-    )
-    assert (prompt, avoided) == (sum(lens), padded.size - sum(lens) if "padded" in form else 0)
+    avoided = padded.size - sum(lens) if "padded" in form else 0
+    assert (sample("padding_avoided") or 0.0) - before[1] == avoided
+    # A step is counted after its answers have left: this one, or that of an earlier request, may still be missing.
+    wire.eventually(lambda: (sample("prompt") or 0.0) >= before[0] + sum(lens))
 
 
 def test_only_what_is_asked_for_is_answered(hosting_encoder, oip, expected) -> None:
