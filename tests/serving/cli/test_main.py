@@ -8,7 +8,10 @@ import pytest
 
 from stepwell.serving.cli import main as cli
 
-COMMAND_LINES = [["serve"], ["demo"], ["generate"], ["ladder"], ["train", "nested"]]
+COMMAND_LINES = [
+    *(["serve"], ["demo"], ["generate"], ["ladder"], ["explain"], ["profile"], ["simulate"], ["bench"]),
+    *(["train", "nested"], ["train", "routed"], ["train", "supernet"]),
+]
 
 
 def python(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +44,7 @@ def test_every_command_has_help_and_reports_in_json(stepwell, command):
         ["serve"],
         ["serve", "nested-lm", "--grpc-port", "eighty"],
         ["train"],
-        ["train", "routed"],
+        ["train", "frobnicate"],
         ["demo", "--requests", "1"],
     ],
     ids=" ".join,
