@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import platform
 import statistics
@@ -105,3 +106,12 @@ LLAMA_110M = DecoderConfig(
     tied_embeddings=True,
 )
 """A Llama-shaped model of 110 million parameters."""
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of all threads of a process."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            total += int(path.read_text().split()[0])
+    return total / 1e9

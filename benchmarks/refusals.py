@@ -19,11 +19,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
-from common import arguments, report
+from common import arguments, cpu_s, report
 
 from stepwell.serving.event_loop import new_event_loop
 from stepwell.serving.grpc.load_wire import LoadWire, read_answer
@@ -108,15 +107,6 @@ class Side:
     def close(self) -> None:
         """Hang up."""
         self._wire.close()
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time of all threads of a process."""
-    total = 0
-    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):  # a thread that has just ended
-            total += int(path.read_text().split()[0])
-    return total / 1e9
 
 
 def serve_bare(ports: Any) -> None:

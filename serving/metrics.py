@@ -38,6 +38,7 @@ _PREDICTION_GAUGES = (  # method of GaugeSource, name, help
         "step_prediction_coverage_ratio",
         "Share of recent steps within their predicted 90th percentile.",
     ),
+    ("prediction_slowness", "step_slowness_ratio", "Actual over profiled duration: median of recent steps."),
 )
 _QUALITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
 
@@ -75,6 +76,8 @@ class GaugeSource(Protocol):
     def prediction_error(self, kind: str) -> float: ...
 
     def prediction_coverage(self, kind: str) -> float: ...
+
+    def prediction_slowness(self, kind: str) -> float: ...
 
 
 def buckets_with(thresholds_ms: Iterable[float | None]) -> tuple[float, ...]:

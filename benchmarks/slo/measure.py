@@ -5,9 +5,10 @@
 
 For each trace, each load and each policy in turn a fresh server (``stepwell serve``, a process of its own) gets the
 same requests, open loop over gRPC, and is stopped. Load 1 is what the model serves at full quality, as the simulator
-computes it from the model's measured cost profile; what the classes ask for is relative to the machine too, see
-``ASKED``. The same requests are also replayed in virtual time. Writes ``benchmarks/results/slo_TRACE.json``;
-``report.py`` beside this makes the tables, the pictures and the verdicts of it.
+computes it from the model's measured cost profile and from what surrounds the engine here (``calibrate.py``); what the
+classes ask for is relative to the machine too, see ``ASKED``. The same requests are also replayed in virtual time.
+Writes ``benchmarks/results/slo_TRACE.json``; ``report.py`` beside this makes the tables, the pictures and the verdicts
+of it.
 
 Takes (policies x loads x traces x (--seconds + 6 s)): 40 minutes as it is. Leave the machine alone meanwhile.
 """
@@ -20,7 +21,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from stepwell.serving.replay.trace import read_trace
 from stepwell.serving.replay.workload import Arrival, Workload
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from calibrate import calibrate
 from common import RESULTS, hardware
 
 MODEL = "nested-lm"
@@ -54,6 +56,8 @@ UNIT_TOKENS = 256
 SIM_NOISE = 0.1
 FITTING = 0.99
 """Share of the requests whose lengths fit the model's context without clipping."""
+CALIBRATION_S = 10.0
+"""Length of the runs that say what surrounds the engine."""
 FIRST_S = 600.0
 """Where in a trace its window starts."""
 
@@ -70,9 +74,14 @@ def main() -> None:
         setup = Setup(model, FULL_QUALITY, classes, Limits(), noise=SIM_NOISE)
         trace = read_trace(path).window(FIRST_S).fitted(model.context_length, FITTING).with_classes(SHARES)
         unit = capacity(trace.window(num_requests=600), setup)
-        print(f"{name}: load 1 = {unit:.3g} requests/s, costs from {source}", file=sys.stderr)
+        sample = trace.window(num_requests=round(CALIBRATION_S * unit)).at_rate(unit)
+        around = calibrate(MODEL, sample, args.threads, classes, PATIENCE_S)
+        setup = replace(setup, surroundings=around)
+        unit = capacity(trace.window(num_requests=600), setup)
+        print(f"{name}: load 1 = {unit:.3g} requests/s, costs from {source}; {around}", file=sys.stderr)
         document: dict[str, Any] = {
             "trace": name, "hardware": hardware(), "capacity": unit,
+            "surroundings": asdict(around),
             "notes": list(trace.notes),
             "classes": {c: _stated(classes[c]) for c in SHARES}, "runs": [],
         }  # fmt: skip

@@ -54,3 +54,6 @@ class EngineHost(Protocol):
 
     def prediction_coverage(self, kind: str) -> float:
         """Share of recent steps of this kind within their predicted 90th percentile; NaN before any."""
+
+    def prediction_slowness(self, kind: str) -> float:
+        """Median of actual seconds over those of the cost profile, of recent steps of this kind; 1 before any."""

@@ -54,3 +54,6 @@ class ThreadHost:
 
     def prediction_coverage(self, kind: str) -> float:
         return self._correction.coverage(kind)
+
+    def prediction_slowness(self, kind: str) -> float:
+        return self._correction.median(kind)

@@ -33,6 +33,7 @@ END_S = 10.0
 GATHER_S = 0.001
 """While requests come faster than this one after the other, they go to the engine together."""
 _RECEIVE_BYTES = 1 << 16
+_NO_STEPS = math.nan, math.nan, 1.0
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 _log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class ProcessHost(asyncio.Protocol):
         self._messages = m.reader()
         self._num_waiting = self._num_running = 0
         self._cache_usage_ratio = self._backlog_s = 0.0
-        self._prediction: dict[str, tuple[float, float]] = {}
+        self._prediction: dict[str, tuple[float, float, float]] = {}
         self._outgoing: list[bytes] = []
         self._flushed_s = -math.inf
         self._stopping = False
@@ -210,10 +211,13 @@ class ProcessHost(asyncio.Protocol):
         return self._backlog_s
 
     def prediction_error(self, kind: str) -> float:
-        return self._prediction.get(kind, (float("nan"),) * 2)[0]
+        return self._prediction.get(kind, _NO_STEPS)[0]
 
     def prediction_coverage(self, kind: str) -> float:
-        return self._prediction.get(kind, (float("nan"),) * 2)[1]
+        return self._prediction.get(kind, _NO_STEPS)[1]
+
+    def prediction_slowness(self, kind: str) -> float:
+        return self._prediction.get(kind, _NO_STEPS)[2]
 
     def data_received(self, data: bytes) -> None:
         """From the event loop."""
@@ -240,7 +244,7 @@ class ProcessHost(asyncio.Protocol):
     ) -> None:
         *counts, prediction = gauges
         self._num_waiting, self._num_running, self._cache_usage_ratio, self._backlog_s = counts
-        self._prediction = {kind: (error, coverage) for kind, error, coverage in prediction}
+        self._prediction = {kind: (error, coverage, slowness) for kind, error, coverage, slowness in prediction}
         for packed in tokens:
             event = m.to_token(packed)
             self._tell(self._open[event.request_id].sink, event)

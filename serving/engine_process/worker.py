@@ -47,7 +47,9 @@ class Outgoing:
         """Whose gauges go with every message."""
 
         def gauges() -> m.Packed:
-            quality = [(kind, correction.error(kind), correction.coverage(kind)) for kind in KINDS]
+            quality = [
+                (kind, correction.error(kind), correction.coverage(kind), correction.median(kind)) for kind in KINDS
+            ]
             return engine.num_waiting, engine.num_running, engine.cache_usage_ratio, engine.backlog_s, quality
 
         self._gauges = gauges

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stepwell.schedulers.request import Request
-from stepwell.serving.engine.events import FinishEvent, Output, TokenEvent
+from stepwell.serving.engine.events import FinishEvent, Outcome, Output, TokenEvent
 from stepwell.serving.engine.observer import StepObservation
 from stepwell.serving.replay.outcomes import LatenessMeter, RequestResult
+
+ROUNDING = 1e-9
+"""Share of what was asked by which the engine's clock and a client's may differ."""
 
 
 class Recorder:
     """The observer of the engines of a simulation, and the maker of their sinks. Request ids are arrival numbers."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], delivered: Callable[[], float] | None = None) -> None:
+        """``clock``: the engines'; ``delivered``: when output that an engine hands over now reaches its client, at once
+        if it is not given."""
+        self._clock, self._delivered = clock, delivered or clock
         self._meters: dict[str, LatenessMeter] = {}
+        self._output_times: dict[str, tuple[float, float]] = {}
+        """When the first output and the last so far reached their client."""
         self.requests: dict[str, Request] = {}
         """Submitted and not over, by id."""
         self.results: list[RequestResult] = []
@@ -30,11 +37,16 @@ class Recorder:
         """Where the engine is to send the request's events. Its submission counts from here on."""
         self.requests[request.request_id] = request
         meter = self._meters[request.request_id] = LatenessMeter(request.slo)
-        clock, arrival_s = self._clock, request.arrival_s
+        delivered, times, arrival_s = self._delivered, self._output_times, request.arrival_s
 
         def receive(event: Output | FinishEvent) -> None:
+            if isinstance(event, FinishEvent):
+                return
+            at_s = delivered()
+            first_s, _ = times.get(event.request_id, (at_s, at_s))
+            times[event.request_id] = first_s, at_s
             if isinstance(event, TokenEvent):
-                meter.token(clock() - arrival_s)
+                meter.token(at_s - arrival_s)
 
         return receive
 
@@ -42,19 +54,23 @@ class Recorder:
         """It is over, whatever became of it."""
         del self.requests[request.request_id]
         meter = self._meters.pop(request.request_id)
-        total_s = self._clock() - request.arrival_s
-        report = event.report
+        times = self._output_times.pop(request.request_id, None)
+        end_s = times[1] if times and event.error is None else self._clock()
+        total_s, report = end_s - request.arrival_s, event.report
+        ratio = meter.finished(total_s) if event.error is None else None
+        is_late = event.outcome is Outcome.MET and ratio is not None and ratio > 1.0 + ROUNDING
+        num_tokens = report.generated_tokens
         result = RequestResult(
             arrival=int(request.request_id),
             at_s=request.arrival_s,
             slo_class=request.slo.slo_class,
-            outcome=event.outcome.value,
+            outcome=(Outcome.MISSED if is_late else event.outcome).value,
             quality=report.quality,
             total_s=total_s,
-            ttft_s=None if report.ttft_ms is None else report.ttft_ms / 1e3,
-            tpot_s=None if report.tpot_ms is None else report.tpot_ms / 1e3,
-            generated_tokens=report.generated_tokens,
-            lateness_ratio=meter.finished(total_s) if event.error is None else None,
+            ttft_s=times[0] - request.arrival_s if times else None,
+            tpot_s=(times[1] - times[0]) / (num_tokens - 1) if times and num_tokens > 1 else None,
+            generated_tokens=num_tokens,
+            lateness_ratio=ratio,
             operating_point=report.operating_point,
         )
         self.results.append(result)

@@ -23,6 +23,7 @@ from stepwell.serving.replay.counting_cache import CountingCache, CountingEndsEr
 from stepwell.serving.replay.fleet import ReplicaThread
 from stepwell.serving.replay.outcomes import RequestResult, Summary
 from stepwell.serving.replay.recorder import Recorder
+from stepwell.serving.replay.surroundings import Endpoint, Surroundings
 from stepwell.serving.replay.virtual import FaultPlan, LastPrediction, SimRunner, VirtualClock
 from stepwell.serving.replay.workload import Workload
 from stepwell.serving.slo import parse_slo
@@ -64,6 +65,8 @@ class Setup:
     """Standard deviation of the logarithm of a step's random factor, whose median is 1."""
     seed: int = 0
     faults: FaultPlan | None = None
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    """What a real machine adds. The engines share one endpoint."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,14 @@ def capacity(workload: Workload, setup: Setup) -> float:
     """Requests a second that ``setup`` can serve at full quality, for requests like those of ``workload``: how fast it
     works them off if all are there from the start and none has an SLO. This is load 1."""
     unbounded = replace(workload, arrivals=tuple(replace(a, slo_class=DEFAULT_CLASS) for a in workload.arrivals))
-    one = replace(setup, policy=FULL_QUALITY, classes={DEFAULT_CLASS: SLOClass()}, replicas=1, faults=None)
+    one = replace(
+        setup,
+        policy=FULL_QUALITY,
+        classes={DEFAULT_CLASS: SLOClass()},
+        replicas=1,
+        faults=None,
+        surroundings=replace(setup.surroundings, call_s=0.0, token_s=0.0),
+    )
     replay = simulate(unbounded, one, max_unfinished=2 * setup.limits.max_running)
     return setup.replicas * len(replay.results) / replay.duration_s
 
@@ -120,8 +130,9 @@ class _Simulation:
     def __init__(self, workload: Workload, setup: Setup, make_cache: Callable[[int, int, int], PagedKVCache]) -> None:
         self._workload, self._setup, self._make_cache = workload, setup, make_cache
         self._clock = VirtualClock()
-        self._recorder = Recorder(self._clock)
-        self._num_submitted = 0
+        self._endpoint = Endpoint(setup.surroundings, self._clock)
+        self._recorder = Recorder(self._clock, self._endpoint.write)
+        self._num_arrived = self._num_submitted = 0
         self._wishes = {name: _Wishes.of(name, setup) for name in {a.slo_class for a in workload.arrivals}}
         self._threads: list[ReplicaThread] = []
         self._engines: list[Engine] = []
@@ -183,7 +194,7 @@ class _Simulation:
         learning = LastPrediction(model.costs)
         runner = SimRunner(
             self._recorder.requests,
-            learning.seconds_of,
+            lambda slices: setup.surroundings.seconds(learning.seconds_of(slices)),
             clock=self._clock,
             sleep_until=sleep_until,
             noise=setup.noise,
@@ -205,9 +216,13 @@ class _Simulation:
 
     def _arrive(self) -> None:
         """The next arrival is due; the one after it is put on the calendar."""
-        self._submit_next()
-        if self._num_submitted < len(self._workload):
-            self._clock.at(self._workload.arrivals[self._num_submitted].at_s, self._arrive)
+        self._num_arrived += 1
+        if self._setup.surroundings.call_s:
+            self._clock.at(self._endpoint.read(), self._submit_next)
+        else:
+            self._submit_next()
+        if self._num_arrived < len(self._workload):
+            self._clock.at(self._workload.arrivals[self._num_arrived].at_s, self._arrive)
 
     def _submit_next(self) -> None:
         number = self._num_submitted
@@ -219,7 +234,7 @@ class _Simulation:
         wishes = self._wishes[arrival.slo_class]
         request = Request(
             request_id=str(number),
-            arrival_s=self._clock.now_s,
+            arrival_s=arrival.at_s if self._num_arrived else self._clock.now_s,
             slo=wishes.slo,
             points=wishes.points,
             prompt_tokens=arrival.prompt_tokens,

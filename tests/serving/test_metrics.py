@@ -140,6 +140,7 @@ def test_gauges_are_read_when_asked_for_and_go_with_the_model(metrics: Metrics) 
         backlog_s = 1.5
         correction = OnlineCorrection()
         prediction_error, prediction_coverage = correction.error, correction.coverage
+        prediction_slowness = correction.median
 
     source, correction = Source(), Source.correction
     metrics.watch("m", source)
@@ -150,6 +151,7 @@ def test_gauges_are_read_when_asked_for_and_go_with_the_model(metrics: Metrics) 
         correction.observe("decode", 1.0, actual_s)
     assert value(metrics, "step_prediction_error_ratio", kind="decode") == correction.error("decode") < 0.1
     assert value(metrics, "step_prediction_coverage_ratio", kind="decode") == pytest.approx(2 / 3)
+    assert value(metrics, "step_slowness_ratio", kind="decode") == correction.median("decode")
     assert math.isnan(value(metrics, "step_prediction_error_ratio", kind="mixed"))
     metrics.unwatch("m")
     gone = {"model": "m", "kind": "decode"}

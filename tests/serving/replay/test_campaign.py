@@ -42,6 +42,8 @@ HOLE = -1
 """What a layer that a token did not run has in its place."""
 PATIENCE_S, PATIENCE_STEPS = 120.0, 25
 """More than ageing lets any class wait while there is room for it; steps, too, as a single one may take minutes."""
+SMALL_BATCHES = ("clockwork", "slack_fit")
+"""Policies that leave room in a step on purpose: there, steps of nothing but more urgent requests do not count."""
 LEVELS = [{"layers": 1, "ffn": 2, "quality": 0.3}, {"layers": 2, "ffn": 2, "quality": 0.5}, {"ffn": 2, "quality": 0.7},
           {"ffn": 5, "quality": 0.9}, {}]  # fmt: skip
 LADDERS = parse_ladders(
@@ -127,8 +129,11 @@ class World:
         assert self.cache.keys is not None
         self.store = self.cache.keys.numpy().reshape(-1)
         self.fault_rate = rng.choice((0.0, 0.0, 0.02, 0.2))
+        self.policy = policy
         self.step_began_s, self.num_tokens = -1.0, 0
         """When the engine's present step began (what fails is run again, later), and how much is in it."""
+        self.least_urgent_s = -math.inf
+        """Of those in it."""
         believed = StepCostModel.linear(list(POINTS.values()), self.scale / 20, self.scale / 2)
         bias, late_bias = rng.choice((1.0, 1.0, 0.3, 3.0)), rng.choice((1.0, 1.0, 2.0))
         turning_s = self.scale * rng.uniform(0, 100)
@@ -246,6 +251,7 @@ class World:
         self.num_tokens = max(self.num_tokens, sum(len(step.token_ids) for step in steps))
         for step in steps:
             client = self.clients[step.request_id]
+            self.least_urgent_s = max(self.least_urgent_s, client.request.urgency_s)
             self.check_point(client, step)
             self.check_in_time(client)
             pages = set(step.pages.table[:, step.start // PAGE_TOKENS :].ravel().tolist())
@@ -321,7 +327,7 @@ class World:
     def step(self) -> bool:
         before = self.engine.waiting
         self.step_began_s = began_s = self.clock()
-        self.num_tokens = 0
+        self.num_tokens, self.least_urgent_s = 0, -math.inf
         progressed = self.engine.step()
         self.engine.check_integrity()
         self.note_passed_over(before, began_s)
@@ -334,6 +340,8 @@ class World:
         for request in waited:
             needed = 3 * -(-request.known_tokens // PAGE_TOKENS) + rows
             room = needed <= self.cache.free_pages and self.engine.num_running < self.limits.max_running
+            if self.policy in SMALL_BATCHES and self.least_urgent_s <= request.urgency_s:
+                continue
             if room and self.num_tokens < self.limits.max_step_tokens and request in self.engine.waiting:
                 client = self.clients[request.request_id]
                 client.passed_over.append(self.clock() - began_s)

@@ -12,6 +12,7 @@ import pytest
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.serving.errors import RequestError
 from stepwell.serving.replay.simulate import capacity, simulate
+from stepwell.serving.replay.surroundings import Surroundings
 from stepwell.serving.replay.virtual import Fault, LastPrediction, VirtualClock
 
 # A step at full size takes 10 ms and 1 ms a token (conftest.py).
@@ -182,3 +183,40 @@ def test_shared_prefixes_are_computed_once(make_setup, make_workload):
     assert first.total_s == pytest.approx(0.090)
     assert second.total_s == pytest.approx(0.030)
     assert simulate(workload, make_setup()).results[1].total_s == pytest.approx(0.090)
+
+
+def test_a_machine_that_does_other_work_is_slower(make_setup, make_workload):
+    setup = make_setup(surroundings=Surroundings(slowness=2.0, step_s=0.005))
+    (result,) = simulate(make_workload((0, 20, 3, "tight")), setup).results
+    assert result.ttft_s == pytest.approx(2 * 0.030 + 0.005)
+    assert result.total_s == pytest.approx(result.ttft_s + 2 * (2 * 0.011 + 0.005))
+    assert result.outcome == "missed"
+
+
+def test_calls_are_read_one_after_the_other(make_setup, make_workload):
+    setup = make_setup(surroundings=Surroundings(call_s=0.025))
+    first, second, third = simulate(make_workload((0, 20, 1), (0, 30, 1, "tight"), (1, 20, 1)), setup).results
+    assert first.total_s == pytest.approx(0.025 + 0.030)
+    assert second.total_s == pytest.approx(0.055 + 0.040)  # read at 50 ms, while the first is computed
+    assert second.outcome == "missed"
+    assert second.at_s == 0.0
+    assert third.total_s == pytest.approx(0.025 + 0.030)
+
+
+def test_tokens_are_written_one_after_the_other_and_after_calls(make_setup, make_workload):
+    setup = make_setup(surroundings=Surroundings(token_s=0.015))
+    together = simulate(make_workload((0, 20, 1, "tight"), (0, 10, 1, "tight")), setup)
+    assert sorted(result.total_s for result in together.results) == pytest.approx([0.055, 0.070])
+    assert {result.outcome for result in together.results} == {"missed"}  # the engine had them in time: 40 of 50 ms
+    assert together.duration_s == pytest.approx(0.070)
+    setup = make_setup(surroundings=Surroundings(call_s=0.02, token_s=0.001))
+    first, second = simulate(make_workload((0, 20, 1), (0.045, 20, 1)), setup).results
+    assert first.total_s == pytest.approx(0.066)  # computed by 50 ms; the second call is read until 65 ms
+    assert second.total_s == pytest.approx(0.051)
+
+
+def test_capacity_is_that_of_the_engine(make_setup, make_workload):
+    workload = make_workload(*[(0, 20, 2)] * 20)
+    alone = capacity(workload, make_setup())
+    slower = capacity(workload, make_setup(surroundings=Surroundings(slowness=2.0, call_s=9.0, token_s=9.0)))
+    assert slower == pytest.approx(alone / 2)
