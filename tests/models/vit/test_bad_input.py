@@ -46,7 +46,7 @@ TIMM = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "pretrained_cf
         ({"task": "dream"}, r"task: expected classify, segment or encode, got 'dream'"),
         ({"segmentation_head": {"type": "upernet"}}, r"segmentation_head.type: expected linear or mask_transformer"),
         ({"reducers": ["slim"]}, r"reducers: expected an object of objects, got \['slim'\]"),
-        ({"reducers": {"magic": {}}}, r"reducers: 'magic'.*there are: cluster, merge, route, slim, super"),
+        ({"reducers": {"magic": {}}}, r"reducers: 'magic'.*there are: cluster, downsample, merge, route, slim, super"),
         ({"id2label": {"1": "a"}}, r"id2label: .*keys 0, 1"),
         ({"layer_norm_eps": -1}, r"layer_norm_eps: expected a number > 0, got -1"),
     ],
