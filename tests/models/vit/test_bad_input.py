@@ -62,7 +62,7 @@ def test_configurations(change: dict[str, Any], message: str, tmp_path: Path) ->
     ("change", "message"),
     [
         ({"architecture": "resnet50"}, r"architecture: 'resnet50'.*vit_SIZE_patchN_PIXELS"),
-        ({"architecture": "vit_gigantic_patch14_224"}, r"architecture: .*tiny, small, base, large, huge"),
+        ({"architecture": "vit_gigantic_patch14_224"}, r"architecture: .*tiny, small, medium, base, large, huge"),
         ({"model_args": {"class_token": False}}, r"model_args.class_token: not supported"),
         ({"model_args": {"num_heads": 5}}, r"model_args.num_heads: 5 does not divide embed_dim 192"),
         ({"model_args": [1]}, r"model_args: expected an object, got \[1\]"),
