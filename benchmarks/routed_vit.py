@@ -27,7 +27,7 @@ from stepwell.models.vit.config import ViTConfig
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.model import ViT
 from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, mean_share
-from stepwell.models.vit.reducers.routing import Gate
+from stepwell.models.vit.reducers.gates import Gate
 
 BUDGETS = (0.2, 0.25, 0.33, 0.4, 0.5, 0.6, 0.75)
 WAYS = ("route", "slim", "merge", "random gates", "random")

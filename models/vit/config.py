@@ -50,9 +50,15 @@ class ViTConfig:
     """SwiGLU: ``fc2(silu(gate(x)) * fc1(x))``."""
     layer_scale: bool = False
     num_prefix: int = 1
-    """Tokens before the patches: class token, distillation token."""
+    """Tokens before the patches: class token, distillation token, registers."""
+    num_registers: int = 0
+    """How many of them are registers (Darcet et al. 2024, arXiv 2309.16588)."""
+    prefix_positions: bool = True
+    """Whether they have position embeddings; otherwise the patches alone have."""
     interpolate: bool = False
     """Whether position embeddings are interpolated for images of another size."""
+    antialias: bool = False
+    """Whether they are smoothed in that, as timm does."""
     pooling: Pooling = "cls"
     num_labels: int = 0
     """Classes; 0 = no head."""

@@ -16,23 +16,34 @@ class Embeddings(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         size, patch = config.hidden_size, config.patch_size
-        self.base_grid = config.base_grid
+        self.base_grid, self.antialias = config.base_grid, config.antialias
         self.projection = nn.Conv2d(config.num_channels, size, patch, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size)) if config.num_prefix else None
-        self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if config.num_prefix > 1 else None
-        self.position_embeddings = nn.Parameter(torch.zeros(1, self.base_grid.num_tokens, size))
+        distilled = config.num_prefix - config.num_registers > 1
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if distilled else None
+        registers = config.num_registers
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, size)) if registers else None
+        self.num_placed = config.num_prefix if config.prefix_positions else 0
+        """Prefix tokens with position embeddings."""
+        places = self.num_placed + self.base_grid.num_patches
+        self.position_embeddings = nn.Parameter(torch.zeros(1, places, size))
 
     def forward(self, pixels_BCHW: Tensor, grid: Grid) -> Tensor:
         """Tokens [B, tokens, D] of images of one size."""
         patches = self.projection(pixels_BCHW.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
-        prefix = [t.expand(len(patches), -1, -1) for t in (self.cls_token, self.distillation_token) if t is not None]
+        tokens = (self.cls_token, self.distillation_token, self.register_tokens)
+        prefix = [token.expand(len(patches), -1, -1) for token in tokens if token is not None]
         return torch.cat([*prefix, patches], dim=1) + self.positions(grid)
 
     def positions(self, grid: Grid) -> Tensor:
-        """Position embeddings [1, tokens, D]; those of patches resampled bicubically for another grid, in float32."""
-        if grid == self.base_grid:
+        """Position embeddings [1, tokens, D], zeros where a token has none; those of patches resampled bicubically for
+        another grid, in float32."""
+        prefix, patches = self.position_embeddings.split([self.num_placed, self.base_grid.num_patches], dim=1)
+        if grid != self.base_grid:
+            plane = patches.unflatten(1, self.base_grid[:2]).permute(0, 3, 1, 2).float()
+            plane = F.interpolate(plane, size=grid[:2], mode="bicubic", align_corners=False, antialias=self.antialias)
+            patches = plane.flatten(2).transpose(1, 2).to(prefix.dtype)
+        elif self.num_placed == grid.num_prefix:
             return self.position_embeddings
-        prefix, patches = self.position_embeddings.split([grid.num_prefix, self.base_grid.num_patches], dim=1)
-        plane = patches.unflatten(1, self.base_grid[:2]).permute(0, 3, 1, 2).float()
-        plane = F.interpolate(plane, size=grid[:2], mode="bicubic", align_corners=False)
-        return torch.cat([prefix, plane.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
+        unplaced = prefix.new_zeros(1, grid.num_prefix - self.num_placed, prefix.shape[2])
+        return torch.cat([prefix, unplaced, patches], dim=1)

@@ -33,6 +33,7 @@ _DINOV2: Mapping[str, str] = {
 _TIMM: Mapping[str, str] = {
     "cls_token": "embeddings.cls_token",
     "dist_token": "embeddings.distillation_token",
+    "reg_token": "embeddings.register_tokens",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.projection",
     "attn.qkv": "attention.q_proj|attention.k_proj|attention.v_proj",

@@ -5,7 +5,8 @@ timm's ``config.json`` names an architecture and lists only what differs from it
     {"architecture": "vit_small_patch16_224", "num_classes": 1000, "global_pool": "token",
      "model_args": {"img_size": 64}, "pretrained_cfg": {"input_size": [3, 224, 224], ...}}
 
-Dimensions come from the architecture's name, ``model_args`` override them.
+Dimensions come from the architecture's name, ``model_args`` override them. Supported are the plain ViTs, DeiT (also
+distilled), DeiT III, and DINOv2 with and without registers.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ from stepwell.models.vit.config import Pooling, ViTConfig, read_head
 _SIZES: Mapping[str, tuple[int, int, int]] = {
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
+    "medium": (512, 12, 8),
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
 """Size in the architecture's name -> hidden size, layers, heads."""
-_NAME = re.compile(r"(vit|deit)_(tiny|small|base|large|huge)(_distilled)?_patch(\d+)_(\d+)(\..*)?")
+_NAME = re.compile(
+    r"(?P<family>vit|deit|deit3)_(?P<size>tiny|small|medium|base|large|huge)(?P<distilled>_distilled)?_patch(?P<patch>\d+)_"
+    r"((?P<pixels>\d+)|(?P<registers>reg4_)?dinov2)(\..*)?"
+)
+_DINOV2_PIXELS = 518
 _KNOWN_ARGS = {
     "img_size",
     "patch_size",
@@ -39,6 +45,8 @@ _KNOWN_ARGS = {
     "init_values",
     "global_pool",
     "dynamic_img_size",
+    "no_embed_class",
+    "reg_tokens",
     "drop_rate",
     "drop_path_rate",
 }
@@ -50,14 +58,16 @@ def from_timm(document: Mapping[str, Any]) -> ViTConfig:
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
     if match is None:
         raise ConfigError(
-            f"architecture: {name!r} is not supported; use vit_SIZE_patchN_PIXELS or deit_SIZE[_distilled]_patchN_"
-            f"PIXELS with SIZE one of {', '.join(_SIZES)}"
+            f"architecture: {name!r} is not supported; use vit_SIZE_patchN_PIXELS, vit_SIZE_patchN[_reg4]_dinov2, "
+            f"deit_SIZE[_distilled]_patchN_PIXELS or deit3_SIZE_patchN_PIXELS with SIZE one of {', '.join(_SIZES)}"
         )
     args = _args(document)
-    hidden, layers, heads = _SIZES[match[2]]
+    hidden, layers, heads = _SIZES[match["size"]]
     hidden, heads = read_size(args, "embed_dim", hidden), read_size(args, "num_heads", heads)
     if hidden % heads:
         raise ConfigError(f"model_args.num_heads: {heads} does not divide embed_dim {hidden}")
+    dinov2, deit3, distilled = match["pixels"] is None, match["family"] == "deit3", match["distilled"] is not None
+    registers = read_size(args, "reg_tokens", 4 if match["registers"] else 0, least=0)
     head = read_head(
         {**document, "num_labels": num_classes} if (num_classes := _classes(document, args)) else document,
         has_head=num_classes > 0,
@@ -67,14 +77,18 @@ def from_timm(document: Mapping[str, Any]) -> ViTConfig:
         num_layers=read_size(args, "depth", layers),
         num_heads=heads,
         ffn_channels=int(hidden * positive("model_args.mlp_ratio", args.get("mlp_ratio", 4.0))),
-        image_size=_image_size(document, args, int(match[5])),
-        patch_size=read_size(args, "patch_size", int(match[4])),
+        image_size=_image_size(document, args, int(match["pixels"] or _DINOV2_PIXELS)),
+        patch_size=read_size(args, "patch_size", int(match["patch"])),
         num_channels=read_size(args, "in_chans", 3),
         norm_eps=1e-6,
         qkv_bias=read_flag(args, "qkv_bias", True),
-        layer_scale=args.get("init_values") is not None,
-        num_prefix=2 if match[3] else 1,
-        pooling=_pooling(document, args, distilled=bool(match[3])),
+        layer_scale=dinov2 or deit3 if "init_values" not in args else args["init_values"] is not None,
+        num_prefix=(2 if distilled else 1) + registers,
+        num_registers=registers,
+        prefix_positions=not read_flag(args, "no_embed_class", deit3 or match["registers"] is not None),
+        interpolate=read_flag(args, "dynamic_img_size"),
+        antialias=True,
+        pooling=_pooling(document, args, distilled),
         dtype=read_dtype(document),
         model_type="timm",
         **head,

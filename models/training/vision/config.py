@@ -129,6 +129,9 @@ class RoutedConfig(DenseConfig):
     """Whether a token that was passed by once is done; otherwise each layer's gate scores all tokens again."""
     slim_before: tuple[int, ...] = (1, 3)
     """Layers that a slimming module is before (:class:`~stepwell.models.vit.reducers.slimming.Slimming`)."""
+    downsample_before: tuple[int, ...] = ()
+    """Layers whose gate down-samples (:class:`~stepwell.models.vit.reducers.downsampling.Downsampling`, which has the
+    profile of ``route``); none, as in the shipped model = no such reducer."""
     least_budget: float = 0.2
     """Budgets are sampled from here to 1, small ones more often."""
     budget_weight: float = 1.0
@@ -165,4 +168,7 @@ class RoutedConfig(DenseConfig):
         """As of the plain network, with what the reducers need to know."""
         route = {"profile": list(self.route_profile), "early_stop": self.route_early_stop}
         slim = {"before": list(self.slim_before), "ratio": 0.5}
-        return {**super().hf_config(), "reducers": {"route": route, "slim": slim}}
+        reducers: dict[str, Any] = {"route": route, "slim": slim}
+        if self.downsample_before:
+            reducers["downsample"] = {"profile": list(self.route_profile), "before": list(self.downsample_before)}
+        return {**super().hf_config(), "reducers": reducers}

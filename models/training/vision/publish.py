@@ -16,7 +16,8 @@ from stepwell.models.training.vision.scenes import MEAN, SCENE_SIDE, STD, Scenes
 from stepwell.models.vit.loading import save_vit
 from stepwell.models.vit.model import ViT
 
-REDUCERS = ("route", "slim", "merge")
+REDUCERS = ("route", "slim", "merge", "downsample")
+"""Those of them that a model has are measured."""
 BUDGETS = (0.2, 0.25, 0.33, 0.4, 0.5, 0.6, 0.75, 1.0)
 
 
@@ -51,6 +52,7 @@ def measure_budgets(vit: ViT, scenes: Scenes) -> dict[str, dict[float, float]]:
     return {
         name: {b: full if b == 1.0 else accuracy(vit, scenes, reduction=Reduction(name, b)) for b in BUDGETS}
         for name in REDUCERS
+        if name in vit.reducers
     }
 
 

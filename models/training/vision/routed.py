@@ -1,9 +1,10 @@
 """Training of token routing and slimming: the function behind ``stepwell train routed``.
 
 1. A plain vision transformer learns the scenes (``dense``).
-2. Gates and slimming modules join it. Every step runs the whole network on a batch, learning from the labels, and the
-   same batch routed and slimmed at budgets drawn for the step, learning from the labels and from what the whole
-   network says of it (the sandwich of BigNAS, arXiv 2003.11142). All weights go on learning.
+2. Gates and slimming modules join it, and gates that down-sample if the recipe asks for them. Every step runs the whole
+   network on a batch, learning from the labels, and the same batch routed and slimmed at budgets drawn for the step,
+   learning from the labels and from what the whole network says of it (the sandwich of BigNAS, arXiv 2003.11142). All
+   weights go on learning.
 3. Every level of the ladders is measured on held-out scenes; the model directory is written.
 """
 
@@ -25,7 +26,9 @@ from stepwell.models.training.vision.publish import write_routed
 from stepwell.models.training.vision.scenes import Scenes, make_scenes, normalise
 from stepwell.models.training.vision.steps import Report, run_steps
 from stepwell.models.training.vision.student import Lesson, Student, new_student
-from stepwell.models.vit.reducers.routing import GateRecord, Routing
+from stepwell.models.vit.reducers.downsampling import Downsampling
+from stepwell.models.vit.reducers.gates import GateRecord
+from stepwell.models.vit.reducers.routing import Routing
 
 MODEL_FOLDER = "model"
 
@@ -53,7 +56,8 @@ def sample_budgets(config: RoutedConfig, step: int) -> dict[str, float]:
     """The budget of each reducer in this step; depends on seed and step alone."""
     draw = random.Random(f"{config.seed}:{step}:budgets")
     span = 1.0 - config.least_budget
-    return {name: config.least_budget + span * draw.random() ** 2 for name in ("route", "slim")}
+    names = ("route", "slim", "downsample") if config.downsample_before else ("route", "slim")
+    return {name: config.least_budget + span * draw.random() ** 2 for name in names}
 
 
 def _accumulate(config: RoutedConfig, student: Student, step: int) -> dict[str, float]:
@@ -77,7 +81,8 @@ def reduced_loss(
     """Half the cross-entropy with the labels and half that with the whole network's probabilities; and the gates'."""
     logits = student.vit(normalise(scenes.pixels), reduction=reduction)["logits"]
     loss = (F.cross_entropy(logits, scenes.labels) + F.cross_entropy(logits, lesson.logits.softmax(1))) / 2
-    records = _routing(student).records if reduction.reducer == "route" else []
+    reducer = student.vit.reducers[reduction.reducer]
+    records = reducer.records if isinstance(reducer, (Downsampling, Routing)) else []
     return loss + gate_loss(config, records, lesson.relevance) if records else loss
 
 
@@ -97,10 +102,6 @@ def gate_loss(config: RoutedConfig, records: Sequence[GateRecord], relevance_BN:
 
 def _set_noise(config: RoutedConfig, student: Student, step: int) -> None:
     left = 1.0 - step / (config.noise_share * config.num_steps)
-    _routing(student).noise = config.noise * max(0.0, left)
-
-
-def _routing(student: Student) -> Routing:
-    routing = student.vit.reducers["route"]
-    assert isinstance(routing, Routing)
-    return routing
+    for reducer in student.vit.reducers.values():
+        if isinstance(reducer, (Downsampling, Routing)):
+            reducer.noise = config.noise * max(0.0, left)

@@ -9,6 +9,7 @@ TRAINING_FREE: Mapping[str, str] = {
 }
 """Name -> ``module:Class``; every vision transformer has them."""
 TRAINED: Mapping[str, str] = {
+    "downsample": "stepwell.models.vit.reducers.downsampling:Downsampling",
     "route": "stepwell.models.vit.reducers.routing:Routing",
     "slim": "stepwell.models.vit.reducers.slimming:Slimming",
 }

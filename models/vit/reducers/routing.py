@@ -12,61 +12,27 @@ m_i = 1 + p_i - stopgrad(p_i) multiplies what the layer adds to the token, and t
 
 Three differences from the paper, whose code was never released. Its gate is a linear projection; here it has a hidden
 layer, because what tells an empty patch, contrast, has no sign in the patch embedding. Its probabilities decide at
-serving time too, so that the cost is met on average; here the budget is met by every image. And only its row gates are
-here: the scaling path (column gates that send a token down to a coarser grid) needs a pyramid of feature maps, which
-a plain ViT does not have, and is not implemented.
+serving time too, so that the cost is met on average; here the budget is met by every image. And these are its row gates
+alone; its column gates, which send tokens to a coarser scale, are ``downsample``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepwell.models.fields import ConfigError, positive, read_flag, read_size
+from stepwell.models.fields import read_flag, read_size
 from stepwell.models.vit.grid import Grid
-from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, Trace
+from stepwell.models.vit.reducers.base import Pass, Reducer, Schedule, Trace
+from stepwell.models.vit.reducers.gates import Gate, GateRecord, gather_rows, logistic_like
+from stepwell.models.vit.reducers.profile import profile_schedule, read_profile
 
 if TYPE_CHECKING:
     from stepwell.models.vit.config import ViTConfig
-
-
-class Gate(nn.Module):
-    """Scores of tokens, and the probabilities that belong to them at a budget."""
-
-    def __init__(self, size: int, hidden: int, eps: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(size, eps)
-        self.fc1, self.fc2 = nn.Linear(size, hidden), nn.Linear(hidden, 1)
-        self.offset, self.slope = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.ones(1))
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """Scores [B, N]."""
-        scores: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x_BND)))).squeeze(-1)
-        return scores
-
-    def probabilities(self, scores_BN: Tensor, share: float) -> Tensor:
-        """Probability of running [B, N] where the layer runs that share of the patches, in (0, 1)."""
-        logits: Tensor = scores_BN + self.offset + self.slope * math.log(share / (1.0 - share))
-        return logits.sigmoid()
-
-
-class GateRecord(NamedTuple):
-    """What the gate of one layer said of the patches of a batch."""
-
-    scores: Tensor
-    """[B, N]."""
-    mean_probability: Tensor
-    share: float
-    """Of these patches, that the layer runs."""
-    patches: Tensor | None
-    """int64 [B, N]: which patches of the image these are; None = all."""
 
 
 class Routing(Reducer):
@@ -81,7 +47,7 @@ class Routing(Reducer):
     def __init__(self, config: ViTConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
         self.early_stop = read_flag(settings, "early_stop")
-        self.profile = _read_profile(settings, config.num_layers)
+        self.profile = read_profile("reducers.route", settings, config.num_layers)
         hidden = read_size(settings, "hidden_size", max(1, config.hidden_size // 4))
         self.gates = nn.ModuleList(Gate(config.hidden_size, hidden, config.norm_eps) for _ in range(config.num_layers))
         self.noise = 0.0
@@ -90,7 +56,7 @@ class Routing(Reducer):
         """In training mode, of the last run: what each routing layer's gate said."""
 
     def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
-        return _schedule(self.profile[:num_layers], grid, budget)
+        return profile_schedule(self.profile[:num_layers], grid, budget)
 
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
         self.records = []
@@ -114,7 +80,7 @@ class _Route(Pass):
         if self.tokens[layer].attention == x_BTD.shape[1]:
             return x_BTD
         self._before, self._index_BT = x_BTD, self._choose(layer, x_BTD)
-        return _gather(x_BTD, self._index_BT)
+        return gather_rows(x_BTD, self._index_BT)
 
     def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
         if self._before is None or self._index_BT is None:
@@ -130,7 +96,7 @@ class _Route(Pass):
         """In training, the layer's output with the gates' gradient; otherwise itself."""
         if self._open_BT is None or self._before is None or self._index_BT is None:
             return x_BTD
-        before = _gather(self._before, self._index_BT)
+        before = gather_rows(self._before, self._index_BT)
         return before + self._open_BT[..., None] * (x_BTD - before)
 
     def _choose(self, layer: int, x_BTD: Tensor) -> Tensor:
@@ -139,7 +105,7 @@ class _Route(Pass):
         assert isinstance(gate, Gate)
         count, scores_BN = self.tokens[layer].attention - prefix, gate(x_BTD[:, prefix:])
         if self.routing.training:
-            chosen = (scores_BN + self.routing.noise * _logistic_like(scores_BN)).topk(count, dim=1).indices
+            chosen = (scores_BN + self.routing.noise * logistic_like(scores_BN)).topk(count, dim=1).indices
             self._note(gate, scores_BN, chosen)
         else:
             chosen = scores_BN.topk(count, dim=1, sorted=False).indices
@@ -206,43 +172,3 @@ class _Stop(_Route):
         going = torch.arange(self.grid.num_tokens).expand(num_items, -1) if self._going_BT is None else self._going_BT
         owner = owner.scatter(1, going, going)[:, self.grid.num_prefix :]
         return Trace(owner, owner >= 0)
-
-
-def _gather(x_BTD: Tensor, index_BK: Tensor) -> Tensor:
-    return x_BTD.gather(1, index_BK[..., None].expand(-1, -1, x_BTD.shape[2]))
-
-
-def _logistic_like(x: Tensor) -> Tensor:
-    """The difference of two Gumbel variables, of which one belongs to running and one to passing by."""
-    return torch.rand_like(x).clamp(1e-6, 1.0 - 1e-6).logit()
-
-
-@lru_cache(maxsize=1024)
-def _schedule(profile: tuple[float, ...], grid: Grid, budget: float) -> Schedule:
-    """The largest shares that are proportional to ``profile`` and within the budget: by bisection over the counts."""
-    left = int(budget * len(profile) * grid.num_tokens + 1e-9) - len(profile) * grid.num_prefix
-    low, high = 0, max(1, math.ceil(grid.num_patches / min(profile, default=1.0)))
-    factors = 64  # finer than a patch, so that few tokens of the budget are left
-    low, high = low * factors, high * factors
-    while low < high:
-        middle = (low + high + 1) // 2
-        if sum(_counts(profile, grid, middle / factors)) <= left:
-            low = middle
-        else:
-            high = middle - 1
-    counts = [max(count, 1) for count in _counts(profile, grid, low / factors)]
-    return tuple(LayerTokens(count + grid.num_prefix, count + grid.num_prefix) for count in counts)
-
-
-def _counts(profile: Sequence[float], grid: Grid, factor: float) -> list[int]:
-    return [min(grid.num_patches, int(factor * weight)) for weight in profile]
-
-
-def _read_profile(settings: Mapping[str, Any], num_layers: int) -> tuple[float, ...]:
-    profile = settings.get("profile", [1.0] * num_layers)
-    if not isinstance(profile, (list, tuple)) or len(profile) != num_layers:
-        raise ConfigError(f"reducers.route.profile: expected {num_layers} numbers, one a layer, got {profile!r}")
-    weights = tuple(positive(f"reducers.route.profile[{i}]", weight) for i, weight in enumerate(profile))
-    if any(later > earlier for earlier, later in pairwise(weights)):
-        raise ConfigError(f"reducers.route.profile: no number may be larger than the one before, got {profile!r}")
-    return weights

@@ -11,7 +11,7 @@ token of their own afterwards: for classification only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from stepwell.models.fields import ConfigError, positive
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, Trace
+from stepwell.models.vit.reducers.profile import read_layers
 
 if TYPE_CHECKING:
     from stepwell.models.vit.config import ViTConfig
@@ -58,7 +59,7 @@ class Slimming(Reducer):
 
     def __init__(self, config: ViTConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
-        self.before = _read_before(settings, config.num_layers)
+        self.before = read_layers("reducers.slim", settings, config.num_layers, default=[config.num_layers // 3])
         self.ratio = positive("reducers.slim.ratio", settings.get("ratio", 0.5))
         if self.ratio > 1.0:
             raise ConfigError(f"reducers.slim.ratio: expected a number in (0, 1], got {self.ratio:g}")
@@ -123,13 +124,3 @@ def _slots(
 
 def _chain(first: int, ratio: float, most: int, length: int) -> tuple[int, ...]:
     return tuple(min(most, max(1, round(first * ratio**k))) for k in range(length))
-
-
-def _read_before(settings: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
-    before: Sequence[Any] = settings.get("before", [num_layers // 3])
-    whole = isinstance(before, (list, tuple)) and all(type(layer) is int for layer in before)
-    if not whole or not before or list(before) != sorted(set(before)) or not 0 <= before[0] <= before[-1] < num_layers:
-        raise ConfigError(
-            f"reducers.slim.before: expected ascending layers in 0..{num_layers - 1}, got {before!r}; correct it"
-        )
-    return tuple(before)

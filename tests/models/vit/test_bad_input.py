@@ -18,6 +18,7 @@ from stepwell.models.vit import load_model, read_config
 from stepwell.models.vit.config import ViTConfig
 from stepwell.models.vit.loading import read_vit_config
 from stepwell.models.vit.model import ViT
+from stepwell.models.vit.timm_config import from_timm
 from stepwell.models.weights import ModelLoadError
 
 GOOD = {
@@ -46,7 +47,7 @@ TIMM = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "pretrained_cf
         ({"task": "dream"}, r"task: expected classify, segment or encode, got 'dream'"),
         ({"segmentation_head": {"type": "upernet"}}, r"segmentation_head.type: expected linear or mask_transformer"),
         ({"reducers": ["slim"]}, r"reducers: expected an object of objects, got \['slim'\]"),
-        ({"reducers": {"magic": {}}}, r"reducers: 'magic'.*there are: cluster, merge, route, slim, super"),
+        ({"reducers": {"magic": {}}}, r"reducers: 'magic'.*there are: cluster, downsample, merge, route, slim, super"),
         ({"id2label": {"1": "a"}}, r"id2label: .*keys 0, 1"),
         ({"layer_norm_eps": -1}, r"layer_norm_eps: expected a number > 0, got -1"),
     ],
@@ -62,9 +63,11 @@ def test_configurations(change: dict[str, Any], message: str, tmp_path: Path) ->
     ("change", "message"),
     [
         ({"architecture": "resnet50"}, r"architecture: 'resnet50'.*vit_SIZE_patchN_PIXELS"),
-        ({"architecture": "vit_gigantic_patch14_224"}, r"architecture: .*tiny, small, base, large, huge"),
+        ({"architecture": "vit_gigantic_patch14_224"}, r"architecture: .*tiny, small, medium, base, large, huge"),
         ({"model_args": {"class_token": False}}, r"model_args.class_token: not supported"),
         ({"model_args": {"num_heads": 5}}, r"model_args.num_heads: 5 does not divide embed_dim 192"),
+        ({"model_args": {"reg_tokens": -1}}, r"reg_tokens: expected a whole number in 0\.\..*got -1"),
+        ({"model_args": {"no_embed_class": "yes"}}, r"no_embed_class: expected true or false, got 'yes'"),
         ({"model_args": [1]}, r"model_args: expected an object, got \[1\]"),
         ({"global_pool": "map"}, r"global_pool: expected token or avg, got 'map'"),
         ({"num_classes": -1}, r"num_classes: .*got -1"),
@@ -74,6 +77,18 @@ def test_configurations_of_timm(change: dict[str, Any], message: str, tmp_path: 
     (tmp_path / "config.json").write_text(json.dumps({**TIMM, **change}))
     with pytest.raises(ConfigError, match=message):
         read_config(tmp_path)
+
+
+def test_timm_names_of_dinov2_and_deit3_say_where_positions_are() -> None:
+    plain, registers, deit3 = (
+        from_timm({"architecture": name, "num_classes": 0})
+        for name in ("vit_small_patch14_dinov2", "vit_base_patch14_reg4_dinov2", "deit3_medium_patch16_224.fb_in1k")
+    )
+    assert plain.image_size == registers.image_size == (518, 518)
+    assert (plain.num_prefix, registers.num_prefix, deit3.num_prefix) == (1, 5, 1)
+    assert (plain.prefix_positions, registers.prefix_positions, deit3.prefix_positions) == (True, False, False)
+    assert plain.layer_scale
+    assert (deit3.hidden_size, deit3.num_heads, deit3.layer_scale) == (512, 8, True)
 
 
 def test_timm_names_give_dimensions(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_positions_are_interpolated_for_other_sizes(
 def to_timm(weights: dict[str, Tensor], global_pool: str) -> dict[str, Tensor]:
     """The tensors of a ViT of transformers under timm's names, queries, keys and values in one matrix.
 
-    Written from timm's layout, since timm is not installed: this shows that the two layouts mean the same to us.
+    Shows that the two layouts mean the same to us; ``test_timm_parity`` has checkpoints and outputs of timm itself.
     """
     table = {
         "vit.embeddings.cls_token": "cls_token",

@@ -16,6 +16,7 @@ from stepwell.models.vit.config import ViTConfig
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.model import ViT
 from stepwell.models.vit.reducers.base import Reducer, mean_share
+from stepwell.models.vit.reducers.downsampling import Downsampling
 from stepwell.models.vit.reducers.routing import Routing
 from stepwell.models.vit.reducers.slimming import TokenSlimming
 
@@ -30,9 +31,13 @@ DOCUMENT = {
     "image_size": 48,
     "patch_size": 8,
     "num_labels": 5,
-    "reducers": {"route": {"profile": PROFILE}, "slim": {"before": [1, 2]}},
+    "reducers": {
+        "route": {"profile": PROFILE},
+        "slim": {"before": [1, 2]},
+        "downsample": {"before": [0, 2], "profile": [1.0, 0.6, 0.4, 0.3]},
+    },
 }
-NAMES = ("route", "slim")
+NAMES = ("downsample", "route", "slim")
 STOPPING = {**DOCUMENT, "reducers": {"route": {"profile": [1.0, 0.6, 0.4, 0.3], "early_stop": True}}}
 
 
@@ -149,7 +154,7 @@ def test_tokens_that_stop_stay_and_are_never_looked_at_again(stopping: ViT) -> N
 def test_both_kinds_of_routing_run_the_same_tokens_until_one_comes_back(
     trained: ViT, stopping: ViT, images: torch.Tensor
 ) -> None:
-    shared = {name: value for name, value in trained.state_dict().items() if "slim" not in name}
+    shared = {name: value for name, value in trained.state_dict().items() if "slim" not in name and "down" not in name}
     stopping = _randomised(STOPPING).prepare_serving(0)
     stopping.load_state_dict(shared)
     full = trained.config.architecture.full
@@ -183,7 +188,7 @@ def test_every_parameter_of_a_reducer_learns(images: torch.Tensor, name: str) ->
     vit = _randomised().train()
     reducer = vit.reducers[name]
     loss = vit(images, reduction=Reduction(name, 0.35))["logits"].square().mean()
-    if isinstance(reducer, Routing):
+    if isinstance(reducer, (Downsampling, Routing)):
         assert len(reducer.records) == 4
         loss = loss + torch.stack([record.mean_probability for record in reducer.records]).sum()
     loss.backward()

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepwell.models.ladder import LadderSet, load_ladders
+from stepwell.models.ladder import LadderSet, Reduction, load_ladders
 from stepwell.models.training.vision.config import RoutedConfig
 from stepwell.models.training.vision.evaluate import accuracy, held_out_scenes
 from stepwell.models.training.vision.publish import BUDGETS
-from stepwell.models.training.vision.routed import sample_budgets, train
+from stepwell.models.training.vision.routed import reduced_loss, sample_budgets, train
+from stepwell.models.training.vision.scenes import make_scenes
 from stepwell.models.training.vision.steps import SceneProgress
+from stepwell.models.training.vision.student import new_student
 from stepwell.models.vit import load_model, read_config
 from stepwell.models.vit.model import ViT
+from stepwell.models.vit.reducers.downsampling import Downsampling
 
 
 class StoppedError(Exception):
@@ -50,6 +53,39 @@ def test_training_lowers_the_losses(routed: RoutedConfig) -> None:
     dense = [progress.losses["patches"] for progress in seen if progress.stage == "dense"]
     assert dense[-1] < dense[0] - 1.0
     assert all(torch.isfinite(torch.tensor(list(progress.losses.values()))).all() for progress in seen)
+
+
+def test_gates_that_down_sample_are_trained_and_published(routed: RoutedConfig) -> None:
+    seen: list[SceneProgress] = []
+    vit, ladders = _open(train(replace(routed, downsample_before=(1,)), seen.append))
+    assert set(ladders.ladders) == {"route", "slim", "merge", "downsample"}
+    level = ladders.ladders["downsample"].levels[0]
+    scenes = held_out_scenes(routed.seed, routed.num_held_out)
+    assert level.metric == pytest.approx(accuracy(vit, scenes, reduction=level.reduction), abs=1e-3)
+    assert any(name.startswith("downsample@") for name in seen[-1].losses)
+
+
+def test_a_few_steps_bring_the_column_gates_to_the_budget_and_the_loss_down(routed: RoutedConfig) -> None:
+    config = replace(routed, downsample_before=(0, 1), budget_weight=10.0, gate_weight=0.1, batch_size=16)
+    student, scenes = new_student(config, config.hf_config()), make_scenes(0, "train", 0, 16)
+    student.train()
+    gates = student.vit.reducers["downsample"]
+    assert isinstance(gates, Downsampling)
+    for gate in gates.gates:
+        gate.offset.data.fill_(3.0)  # as if nearly all stayed fine
+    optimiser, losses, distances = torch.optim.Adam(student.parameters(), 0.05), [], []
+    for _ in range(30):
+        lesson = student.learn(scenes)
+        loss = reduced_loss(config, student, scenes, lesson, Reduction("downsample", 0.5))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        probabilities = torch.stack([record.mean_probability for record in gates.records])
+        wanted = torch.tensor([record.share for record in gates.records])
+        distances.append(abs(float((probabilities.detach() - wanted).mean())))
+    assert losses[-1] < losses[0] - 0.5
+    assert distances[-1] < distances[0] / 2
 
 
 @pytest.mark.parametrize("stage", ["dense", "reducers"])
