@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stepwell.schedulers.request import Request
-from stepwell.serving.engine.events import FinishEvent, Output, TokenEvent
+from stepwell.serving.engine.events import FinishEvent, Output
 from stepwell.serving.engine.observer import StepObservation
 from stepwell.serving.replay.outcomes import LatenessMeter, RequestResult
 
@@ -33,7 +33,7 @@ class Recorder:
         clock, arrival_s = self._clock, request.arrival_s
 
         def receive(event: Output | FinishEvent) -> None:
-            if isinstance(event, TokenEvent):
+            if not isinstance(event, FinishEvent):
                 meter.token(clock() - arrival_s)
 
         return receive
@@ -44,6 +44,7 @@ class Recorder:
         meter = self._meters.pop(request.request_id)
         total_s = self._clock() - request.arrival_s
         report = event.report
+        kept = report.tokens_kept
         result = RequestResult(
             arrival=int(request.request_id),
             at_s=request.arrival_s,
@@ -51,11 +52,12 @@ class Recorder:
             outcome=event.outcome.value,
             quality=report.quality,
             total_s=total_s,
-            ttft_s=None if report.ttft_ms is None else report.ttft_ms / 1e3,
+            ttft_s=None if report.ttft_ms is None or kept is not None else report.ttft_ms / 1e3,
             tpot_s=None if report.tpot_ms is None else report.tpot_ms / 1e3,
             generated_tokens=report.generated_tokens,
             lateness_ratio=meter.finished(total_s) if event.error is None else None,
             operating_point=report.operating_point,
+            kept_ratio=None if kept is None else kept / report.prompt_tokens,
         )
         self.results.append(result)
         if self.on_end is not None:
