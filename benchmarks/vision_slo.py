@@ -1,124 +1,120 @@
 """Images under load: whether they are answered in time, and how well: ``python benchmarks/vision_slo.py``.
 
-A real server (engine in a process of its own) with the shipped ``routed-vit``; images arrive at random (Poisson), open
-loop, each with a deadline that a batch of 16 at the full budget takes three times over. Load 1 is what the model
-answers per second at its full budget in batches of 16. The same arrivals for every policy.
+A real server (a process of its own, one for each policy) with the shipped ``routed-vit``; images arrive at random
+(Poisson), open loop, each with a deadline, the same for every policy. Load 1 is what the simulator says the machine
+answers at full quality. This is ``stepwell bench`` for several policies and loads: the same workload, generator and
+report.
 """
 
 from __future__ import annotations
 
-import random
-import time
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
+import argparse
+from collections.abc import Mapping
 
-import numpy as np
 import torch
-from common import arguments, report
+from common import RESULTS, arguments, report
 
-from stepwell.models.loader import read_files
-from stepwell.serving.app import Server
-from stepwell.serving.background import BackgroundServer
-from stepwell.serving.config import ModelConfig, load_config
-from stepwell.serving.engine_process.host import open_in_process
-from stepwell.serving.grpc.calls import Calls
-from stepwell.serving.grpc.replies import reply_of
-from stepwell.serving.pb import inference_pb2 as pb
-from stepwell.serving.point_costs import columns_of
-from stepwell.serving.predictor_hosting import predictor_cost_model, prepare_predictor
+from stepwell.serving.cli.bench_target import ANSWER_S, Learned, warm_up
+from stepwell.serving.client import Client
+from stepwell.serving.config import ModelConfig, SLOClass
+from stepwell.serving.replay.child import ChildServer
+from stepwell.serving.replay.items import as_items, deadlines_note, item_classes, typical_tokens
+from stepwell.serving.replay.load import Target, probe, send_load
+from stepwell.serving.replay.outcomes import Summary
+from stepwell.serving.replay.pictures import made_up
+from stepwell.serving.replay.plots import save_plot
+from stepwell.serving.replay.sim_model import limits_of, open_sim_model
+from stepwell.serving.replay.simulate import FULL_QUALITY, Setup, capacity
+from stepwell.serving.replay.synthetic import synthesize
+from stepwell.serving.replay.workload import Workload
 
 MODEL = "routed-vit"
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
-TOGETHER = 16
-DEADLINE_FACTOR = 3.0
+MIX = {"tight": 1.0, "normal": 1.0}
+POLICIES = "staircase,slack_fit,clockwork,max_quality,max_throughput,fixed"
+MANY = 1000
+"""Images that say what load 1 is."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """What became of the images of one run."""
-
-    met_share: float
-    quality: float
-    """Mean over those that were answered."""
-    tokens_share: float
-    """Kept, of the tokens of those that were answered."""
-    points: Counter[str]
+def load_one(seed: int) -> tuple[float, dict[str, SLOClass]]:
+    """Images per second at full quality, and what may be asked of an image, both by the profile."""
+    config = ModelConfig(MODEL)
+    model, _ = open_sim_model(config)
+    assert model.items is not None
+    images = as_items(synthesize("poisson:rate=1", MANY, seed), model.items)
+    setup = Setup(model, FULL_QUALITY, limits=limits_of(config, model))
+    return capacity(images, setup), item_classes(model.item_s(typical_tokens(images)))
 
 
-def capacity() -> tuple[float, float]:
-    """Images per second at full budget, and milliseconds of a batch of 16, as the server's profile predicts."""
-    files, config = read_files(MODEL), ModelConfig(MODEL)
-    predictor = prepare_predictor(config, files)
-    costs = predictor_cost_model(config, predictor)
-    ladder = files.ladders.ladders[files.ladders.default]
-    best = predictor.points[ladder.point_name(len(ladder.levels) - 1)]
-    batch_ms = columns_of(files).costs(costs, best)["items_together_ms"]
-    return TOGETHER / batch_ms * 1e3, batch_ms
-
-
-def request(image: np.ndarray, slo_ms: float) -> bytes:
-    """One image, serialised."""
-    message = pb.ModelInferRequest(model_name=MODEL)
-    message.inputs.add(name="pixel_values", datatype="FP32", shape=image.shape)
-    message.raw_input_contents.append(image.tobytes())
-    message.parameters["slo_ms"].double_param = slo_ms
-    return message.SerializeToString()
-
-
-def run(policy: str, rate: float, slo_ms: float, seconds: float, messages: Sequence[bytes]) -> Run:
-    """One policy at one load."""
-    settings = {"source": MODEL, "policy": policy}
-    config = load_config(None, {"grpc_port": 0, "http_port": 0, "threads": 1, "models": [settings]})
-    arrivals, draw = [0.0], random.Random(1)
-    while arrivals[-1] < seconds:
-        arrivals.append(arrivals[-1] + draw.expovariate(rate))
-    server = Server(config, partial(open_in_process, threads=1))
-    with BackgroundServer(server) as background, closing(Calls(background.address, METHOD, 10.0)) as calls:
-        calls.connect(10.0)
-        for message in messages[:8]:
-            calls.send(message)
-        calls.finish()
-        start = time.monotonic()
-        exchanges = []
-        for number, at_s in enumerate(arrivals):
-            calls.wait(start + at_s)
-            exchanges.append(calls.send(messages[number % len(messages)]))
-        calls.finish()
-        replies = [reply_of(exchange) for exchange in exchanges]
-    answers = [pb.ModelInferResponse.FromString(r.messages[0][1]).parameters for r in replies if r.status == "OK"]
-    tokens = sum(p["tokens"].int64_param for p in answers)
-    return Run(
-        sum(p["slo_met"].bool_param for p in answers) / len(replies),
-        sum(p["quality"].double_param for p in answers) / max(len(answers), 1),
-        sum(p["tokens_kept"].int64_param for p in answers) / max(tokens, 1),
-        Counter(p["operating_point"].string_param for p in answers),
+def target_of(address: str, classes: Mapping[str, SLOClass], seed: int) -> Target:
+    """The server's model; it is told what a class asks for in numbers."""
+    with Client(address) as client:
+        size = client.describe(MODEL).image_size
+    found = probe(address, MODEL, ANSWER_S)
+    pictures = made_up(found.inputs, size, seed)
+    return Target(
+        address, MODEL, classes, unary=True, slo_as="numbers", whole=True, outputs=("logits",), pictures=pictures
     )
 
 
+def workload_at(rate: float, seconds: float, seed: int) -> Workload:
+    """Poisson arrivals of so many seconds, each an image."""
+    made = synthesize(f"poisson:rate={rate}", max(2, round(rate * seconds)), seed)
+    return made.with_lengths(lambda _: (1, 1), "an image each").with_classes(MIX, seed)
+
+
 def main() -> None:
-    """The table."""
-    parser = arguments(__doc__)
+    """The table and the picture."""
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=8.0, help="of each run")
-    parser.add_argument("--loads", default="0.3,1,1.5,2,3")
-    parser.add_argument("--policies", default="staircase,max_quality,max_throughput,slack_fit")
+    parser.add_argument("--loads", default="0.3,1,2,3")
+    parser.add_argument("--policies", default=POLICIES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(threads=1)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    rate, batch_ms = capacity()
-    slo_ms, rng = DEADLINE_FACTOR * batch_ms, np.random.default_rng(0)
-    messages = [request(rng.normal(size=(3, 64, 64)).astype(np.float32), slo_ms) for _ in range(64)]
-    rows = []
-    for load in map(float, args.loads.split(",")):
-        cells = []
-        for policy in args.policies.split(","):
-            found = run(policy, load * rate, slo_ms, args.seconds, messages)
-            cells.append(f"{found.met_share:.1%} / {found.quality:.3f} / {found.tokens_share:.0%}")
-        rows.append([f"{load:g}", f"{load * rate:.0f}", *cells])
-    header = ["load", "images/s", *(f"{policy}" for policy in args.policies.split(","))]
-    notes = f"Met in {slo_ms:.0f} ms / mean quality / tokens kept. Load 1 = {rate:.0f} images a second."
-    report("vision_slo", "Images under load, routed-vit over gRPC", header, rows, notes, args.save)
+    torch.set_num_threads(args.threads)
+    rate, classes = load_one(args.seed)
+    runs = {policy: run(policy, rate, classes, args) for policy in args.policies.split(",")}
+    loads = [load for load, _ in next(iter(runs.values()))]
+    rows = [
+        [f"{load:g}", f"{load * rate:.0f}", *(cell(points[i][1]) for points in runs.values())]
+        for i, load in enumerate(loads)
+    ]
+    title = f"Images under load, {MODEL} over gRPC; load 1 = {rate:.0f} images/s"
+    notes = (
+        f"Met / mean quality / tokens kept / p99 in ms of what was served. Classes in equal shares; "
+        f"{deadlines_note({name: classes[name] for name in MIX})}. {args.seconds:g} s a run, {args.threads} threads."
+    )
+    report("vision_slo", title, ["load", "images/s", *runs], rows, notes, args.save)
+    if args.save:
+        save_plot(RESULTS / "vision_slo.png", title, runs)
+
+
+def run(
+    policy: str, rate: float, classes: Mapping[str, SLOClass], args: argparse.Namespace
+) -> list[tuple[float, Summary]]:
+    """Load and summary of each run of one policy."""
+    points = []
+    config = {"threads": args.threads, "models": [{"source": MODEL, "policy": policy}]}
+    with ChildServer(config) as child:
+        target = target_of(child.address, classes, args.seed)
+        for load in map(float, args.loads.split(",")):
+            workload = workload_at(load * rate, args.seconds, args.seed)
+            warm_up(Learned(target, None, ours=True), workload)
+            done = send_load(workload, target)
+            points.append((load, Summary.of(done.results, done.duration_s)))
+            print(f"{policy} at load {load:g}: {cell(points[-1][1])}", flush=True)
+    return points
+
+
+def cell(summary: Summary) -> str:
+    """A run in the table."""
+    if summary.mean_quality is None or summary.latency_p99_s is None:
+        return "0.0% / - / - / -"
+    kept = summary.mean_kept_ratio
+    return (
+        f"{summary.attainment:.1%} / {summary.mean_quality:.3f} / {'-' if kept is None else f'{kept:.0%}'} / "
+        f"{1e3 * summary.latency_p99_s:.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What the operating points of a model that answers as a whole cost on this machine, measured on batches of items.
 
-Each point of the default ladder is timed on growing batches. As seconds over tokens these are curves; the difference
-between a point's and the next lower one's is what the units (or the tokens) that join there cost, which is how
-:mod:`stepwell.schedulers.cost_model` predicts a batch that mixes points. Points of other ladders, which a request gets
-only by name, are taken to cost what their share of the full model's parameters and tokens says.
+Each point of the default ladder is timed on growing batches, all in turn, so that a machine's drift hits them alike. As
+seconds over tokens these are curves; the difference between a point's and the next lower one's is what the units (or
+the tokens) that join there cost, which is how :mod:`stepwell.schedulers.cost_model` predicts a batch that mixes points.
+Batches of all points say what mixing itself costs: items of each run in calls of their own. Points of other ladders,
+which a request gets only by name, are taken to cost what their share of the full model's parameters and tokens says.
 """
 
 from __future__ import annotations
@@ -11,22 +12,31 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from stepwell.models.ladder import Ladder, LadderSet
 from stepwell.models.one_shot import Item, OneShotModel
 from stepwell.models.profiler import Progress, no_progress
 from stepwell.schedulers.correction import OnlineCorrection
 from stepwell.schedulers.cost_model import Curve, LadderCosts, StepCostModel
+from stepwell.schedulers.plan import Slice
+from stepwell.schedulers.request import SLO, OperatingPoint, Request
 
 MAX_BATCH_S = 0.4
 """Batches grow until one of the full model takes so long, or the step has no room for more."""
-NUM_TRIALS = 3
-BUDGET_S = 25.0
-"""For all of it, about: later points get fewer trials."""
+NUM_TRIALS = 5
+"""Of each batch; the median counts."""
+BUDGET_S = 12.0
+"""For all of it, about: then there are fewer trials, but one."""
 
+MIXES = (1, 2, 4)
+"""Items of each point in the batches that mix all of them."""
+
+Array: TypeAlias = npt.NDArray[np.float64]
 MakeItem = Callable[[str], Item]
 """An item to be run at the point of that name."""
 
@@ -41,6 +51,9 @@ class PointCurves:
     """Operating point -> of each batch."""
     shares: Mapping[str, float]
     """Operating point -> its ``cost``, for all points of all ladders."""
+    mixed: Mapping[str, float] = field(default_factory=dict)
+    """Number of items of each point -> seconds of a batch with so many items of each of them, all as large as the
+    smallest batch's."""
 
     def cost_model(self, ladders: LadderSet) -> StepCostModel:
         """A predictor of the model's steps that has observed none yet."""
@@ -52,7 +65,26 @@ class PointCurves:
             names = tuple(ladder.point_name(k) for k in range(len(ladder.levels)))
             measured = [self.seconds.get(n) or _scaled(top, overhead_s, self.shares[n]) for n in names]
             costs[name] = self._ladder_costs(names, measured, overhead_s)
-        return StepCostModel(overhead_s, (0.0, 0.0), costs, OnlineCorrection())
+        unmixed = StepCostModel(overhead_s, (0.0, 0.0), costs, OnlineCorrection())
+        return StepCostModel(
+            overhead_s, (0.0, 0.0), costs, OnlineCorrection(), mixing_s=self._mixing_s(unmixed, default)
+        )
+
+    def _mixing_s(self, unmixed: StepCostModel, ladder: Ladder) -> float:
+        """Per point beyond the first: what batches of all points took longer than predicted without it."""
+        names = [ladder.point_name(k) for k in range(len(ladder.levels))]
+        if len(names) < 2 or not self.mixed:
+            return 0.0
+        points = [OperatingPoint(self.shares[name], 1.0, ladder.name, k) for k, name in enumerate(names)]
+        extra = [
+            seconds - unmixed.raw_s([self._item(point) for point in points] * int(count))
+            for count, seconds in self.mixed.items()
+        ]
+        return max(0.0, statistics.median(extra)) / (len(names) - 1)
+
+    def _item(self, point: OperatingPoint) -> Slice:
+        tokens = self.num_tokens[0]
+        return Slice(Request("", 0.0, SLO(), (point,), tokens, 1, unit_tokens=tokens), tokens, point)
 
     def _start_s(self, seconds: Sequence[float]) -> float:
         """What a batch of nothing would take."""
@@ -65,21 +97,41 @@ class PointCurves:
         self, names: tuple[str, ...], measured: Sequence[Sequence[float]], overhead_s: float
     ) -> LadderCosts:
         at = np.arange(self.num_tokens[-1] + 1)
+        own = np.maximum(np.array(measured) - overhead_s, 0.0)
+        own = ascending(ascending(own.T).T)  # more tokens, and larger points, never cost less
+        own = np.maximum.accumulate(own, axis=1)
         below, split = np.zeros(len(at)), []
-        for seconds in measured:
-            own = np.interp(at, [0, *self.num_tokens], [0.0, *(max(s - overhead_s, 0.0) for s in seconds)])
-            total = np.maximum(np.maximum.accumulate(own), below)
+        for seconds in own:
+            total = np.interp(at, [0, *self.num_tokens], [0.0, *seconds])
             split.append(_curve(total - below))
             below = total
         zeros = (0.0,) * len(names)
         return LadderCosts(names, tuple(split), (None,) * len(names), zeros, zeros, zeros)
 
 
+def ascending(rows: Array) -> Array:
+    """The closest rows (least squares) whose values do not descend: neighbours that do are replaced by their mean.
+    Float64 [rows, values]."""
+    return np.array([_pooled(row) for row in rows.tolist()])
+
+
+def _pooled(values: Sequence[float]) -> list[float]:
+    """Pool adjacent violators (Ayer et al. 1955)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        mean, count = value, 1
+        while pools and pools[-1][0] > mean:
+            before, num_before = pools.pop()
+            mean, count = (before * num_before + mean * count) / (num_before + count), num_before + count
+        pools.append((mean, count))
+    return [mean for mean, count in pools for _ in range(count)]
+
+
 def _scaled(top: Sequence[float], overhead_s: float, cost: float) -> tuple[float, ...]:
     return tuple(overhead_s + (seconds - overhead_s) * cost for seconds in top)
 
 
-def _curve(values: np.ndarray) -> Curve:
+def _curve(values: Array) -> Curve:
     curve: list[float] = values.tolist()
     return tuple(curve)
 
@@ -104,32 +156,47 @@ def measure_points(
         max_tokens: of a step.
     """
     names = [ladder.point_name(k) for k in range(len(ladder.levels))][::-1]
-    sizes = _sizes(model, [make_item(names[0])], outputs, max_tokens // item_tokens)
+    items = {name: make_item(name) for name in names}
+    sizes = _sizes(model, [items[names[0]]], outputs, max_tokens // item_tokens)
+    batches = {(name, n): [items[name]] * n for name in names for n in sizes}
+    mixes = {str(n): [*items.values()] * n for n in MIXES if n * len(names) <= sizes[-1]}
+    timed = _timed(model, [*batches.values(), *mixes.values()], outputs, progress)
+    medians = dict(zip([*batches, *mixes], timed, strict=True))
+    return PointCurves(
+        num_tokens=tuple(n * item_tokens for n in sizes),
+        seconds={name: tuple(medians[name, n] for n in sizes) for name in names},
+        shares=dict(shares),
+        mixed={count: medians[count] for count in mixes},
+    )
+
+
+def _timed(
+    model: OneShotModel, batches: Sequence[list[Item]], outputs: Sequence[str], progress: Progress
+) -> list[float]:
+    """Medians of each."""
     until_s = time.monotonic() + BUDGET_S
-    seconds = {}
-    for done, name in enumerate(names):
-        progress(done, len(names))
-        item = make_item(name)
-        model.run([item] * sizes[-1], outputs)  # weight slices are packed on first use
-        late = time.monotonic() > until_s
-        seconds[name] = tuple(_time(model, [item] * n, outputs, 1 if late else NUM_TRIALS) for n in sizes)
-    return PointCurves(tuple(n * item_tokens for n in sizes), seconds, dict(shares))
+    trials: list[list[float]] = [[] for _ in batches]
+    for batch in batches:
+        model.run(batch, outputs)  # weight slices are packed on first use
+    for number in range(NUM_TRIALS):
+        for i, batch in enumerate(batches):
+            if number == 0 or time.monotonic() < until_s:
+                progress(number * len(batches) + i, NUM_TRIALS * len(batches))
+                trials[i].append(_time(model, batch, outputs))
+    return [statistics.median(seconds) for seconds in trials]
 
 
 def _sizes(model: OneShotModel, item: list[Item], outputs: Sequence[str], most: int) -> list[int]:
     """1, 2, 4, ... and at last as many as a step has room for, if that does not take too long."""
     sizes, size = [1], 2
     model.run(item, outputs)
-    while size < most and _time(model, item * sizes[-1], outputs, 1) < MAX_BATCH_S / 2:
+    while size < most and _time(model, item * sizes[-1], outputs) < MAX_BATCH_S / 2:
         sizes.append(size)
         size *= 2
     return sizes
 
 
-def _time(model: OneShotModel, items: list[Item], outputs: Sequence[str], num_trials: int) -> float:
-    def once() -> float:
-        start = time.perf_counter()
-        model.run(items, outputs)
-        return time.perf_counter() - start
-
-    return statistics.median(once() for _ in range(num_trials))
+def _time(model: OneShotModel, items: list[Item], outputs: Sequence[str]) -> float:
+    start = time.perf_counter()
+    model.run(items, outputs)
+    return time.perf_counter() - start

@@ -33,7 +33,7 @@ from stepwell.serving.calibration import TrialRunner, fit_residual
 from stepwell.serving.predictor_costs import PointCurves
 from stepwell.serving.step_costs import StepResidual, cost_model
 
-FORMAT = 1
+FORMAT = 2
 FOLDER_VARIABLE = "STEPWELL_PROFILE_DIR"
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 64

@@ -1,7 +1,8 @@
 """Send a trace or made-up load to a server, and say what it got: goodput at SLO, quality, latency, refusals.
 
 The load generator is open-loop: it sends every request at its time and waits for none, and latencies count from when a
-request was due to be sent. Without --address a server is started for the run, in a process of its own.
+request was due to be sent. A model that answers as a whole is sent images or texts, one a request. Without --address a
+server is started for the run, in a process of its own.
 
 docs/bench.md says how other servers of the Open Inference Protocol are measured.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +21,13 @@ from stepwell.serving.cli import bench_options
 from stepwell.serving.cli.output import CommandError, add_json_option, print_json, say
 
 if TYPE_CHECKING:
-    from stepwell.serving.config import SLOClass
+    from stepwell.serving.cli.bench_target import Learned
     from stepwell.serving.replay.child import ChildServer
-    from stepwell.serving.replay.load import LoadRun, Target
+    from stepwell.serving.replay.load import LoadRun
+    from stepwell.serving.replay.simulate import Setup
     from stepwell.serving.replay.workload import Workload
 
 HELP = "send a load to a server, open loop; report goodput at SLO"
-_ANSWER_S = 20.0
-"""For a server to say what it serves."""
-_WARM_UP = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Send and report. Raises UsageError, CommandError, ValueError."""
+    from stepwell.serving.cli.bench_target import learn
     from stepwell.serving.config import load_config
     from stepwell.serving.grpc.load_wire import NotServedError
     from stepwell.serving.replay.child import ChildError
@@ -52,93 +53,71 @@ def run(args: argparse.Namespace) -> None:
     shares = bench_options.class_shares(args.slo_class, classes)
     try:
         with _server(args) as (address, check_alive):
-            target, context_length = target_for(args, address, classes)
+            learned = learn(args, address, classes)
             workload = bench_options.make_workload(
-                args, context_length, shares, lambda workload: simulated_capacity(workload, args)
+                args, learned.fitted, shares, lambda workload: simulated_capacity(workload, args)
             )
-            done = _measure(workload, target)
+            done = _measure(workload, learned, args)
             died = check_alive()
     except (NotServedError, ChildError) as error:
         raise CommandError(str(error)) from error
-    _deliver(args, done, target)
+    _deliver(args, done)
     if died is not None:
         raise CommandError(died)
-
-
-def target_for(args: argparse.Namespace, address: str, classes: Mapping[str, SLOClass]) -> tuple[Target, int | None]:
-    """The server as a target, and the context its model has, if known. Raises NotServedError, RequestFailedError."""
-    from stepwell.serving.client import Client, RequestFailedError
-    from stepwell.serving.replay.load import Target, probe
-
-    name = Path(args.model).name if not args.address else args.model
-    inputs = probe(address, name, _ANSWER_S)
-    vocab_size, context_length = args.vocab or 256, args.context
-    try:
-        with Client(address) as client:
-            model = client.describe(name)
-        vocab_size, context_length = args.vocab or model.vocab_size, args.context or model.context_length
-    except RequestFailedError as error:
-        if error.status != "UNIMPLEMENTED":
-            raise
-        say(f"not a Stepwell server: qualities count as {args.quality:g}, token ids lie below {vocab_size}")
-    target = Target(
-        address=address,
-        model=name,
-        slo_classes=classes,
-        unary=args.unary,
-        slo_as=args.slo_as,
-        text="input_ids" not in inputs,
-        vocab_size=vocab_size,
-        quality=args.quality,
-        timeout_s=args.timeout,
-        num_connections=args.connections,
-    )
-    return target, context_length
 
 
 def simulated_capacity(workload: Workload, args: argparse.Namespace) -> float:
     """Requests a second that the server started here is said to serve at full quality: load 1, as the simulator has it,
     by the cost profile of this machine."""
-    from stepwell.schedulers.plan import Limits
-    from stepwell.serving.config import load_config
-    from stepwell.serving.replay.sim_model import open_sim_model
-    from stepwell.serving.replay.simulate import FULL_QUALITY, Setup, capacity
+    from stepwell.serving.replay.items import as_items
+    from stepwell.serving.replay.simulate import capacity
 
-    config = load_config(None, server_document(args))
-    (model,) = config.models
-    sim_model, cost_source = open_sim_model(model, config.threads)
-    limits = Limits(model.generation_step_tokens, model.max_running, model.max_waiting)
-    found = capacity(workload, Setup(sim_model, FULL_QUALITY, config.slo_classes, limits))
+    setup, cost_source = _simulated(args)
+    items = setup.model.items
+    found = capacity(as_items(workload, items) if items else workload, setup)
     say(f"load 1 = {found:.4g} requests/s, from {cost_source}")
     return found
 
 
-def _measure(workload: Workload, target: Target) -> LoadRun:
+def _simulated(args: argparse.Namespace) -> tuple[Setup, str]:
+    """The server started here as the simulator sees it, and where its costs are from."""
+    from stepwell.serving.config import load_config
+    from stepwell.serving.replay.sim_model import limits_of, open_sim_model
+    from stepwell.serving.replay.simulate import FULL_QUALITY, Setup
+
+    config = load_config(None, server_document(args))
+    (model,) = config.models
+    sim_model, cost_source = open_sim_model(model, config.threads)
+    return Setup(sim_model, FULL_QUALITY, config.slo_classes, limits_of(model, sim_model)), cost_source
+
+
+def _measure(workload: Workload, learned: Learned, args: argparse.Namespace) -> LoadRun:
+    from stepwell.serving.cli.bench_target import told_in_numbers, warm_up
+    from stepwell.serving.replay.items import are_built_in, deadlines_note, item_classes
     from stepwell.serving.replay.load import send_load
 
-    _warm_up(target)
+    target, predicted_s = learned.target, warm_up(learned, workload)
+    if target.whole and are_built_in(target.slo_classes):
+        item_s = predicted_s if args.address else _item_s(workload, args)
+        if math.isnan(item_s):
+            raise CommandError(
+                "slo classes: the built-in ones are for generations, and this server does not say what an item takes; "
+                "give --config with slo_classes"
+            )
+        target = told_in_numbers(target, item_classes(item_s))
+        workload = workload.noted(deadlines_note(target.slo_classes))
     span, many = workload.span_s, len(workload)
     say(f"sending {many} requests in {span:.1f} s ({workload.rate:.4g}/s) to {target.address} ...")
     return send_load(workload, target, say)
 
 
-def _warm_up(target: Target) -> None:
-    """The first requests of a process find nothing warm: send some, with prompts that none of the workload shares.
+def _item_s(workload: Workload, args: argparse.Namespace) -> float:
+    """Of an item at full quality on its own, by the cost profile of this machine."""
+    from stepwell.serving.replay.items import as_items, typical_tokens
 
-    Raises CommandError if all of them fail.
-    """
-    from dataclasses import replace
-
-    from stepwell.serving.replay.load import send_load
-    from stepwell.serving.replay.workload import Arrival, Workload
-
-    name = next(iter(target.slo_classes))
-    workload = Workload.of("warm-up", [Arrival(0.2 * i, 8, 4, name, prefix=(2**40 + i,)) for i in range(_WARM_UP)])
-    records = send_load(workload, replace(target, slo_as="none")).records
-    if all(record.result.outcome == "failed" for record in records):
-        raise CommandError(
-            f"server: fails every request ({records[-1].status}: {records[-1].message}); nothing was sent"
-        )
+    model = _simulated(args)[0].model
+    assert model.items is not None
+    return model.item_s(typical_tokens(as_items(workload, model.items)))
 
 
 @contextlib.contextmanager
@@ -172,7 +151,7 @@ def server_document(args: argparse.Namespace) -> dict[str, Any]:
     return document | ({"threads": args.threads} if args.threads else {})
 
 
-def _deliver(args: argparse.Namespace, done: LoadRun, target: Target) -> None:
+def _deliver(args: argparse.Namespace, done: LoadRun) -> None:
     from stepwell.serving.cli.bench_table import describe
     from stepwell.serving.replay.load_report import record_document, report
 
@@ -184,7 +163,7 @@ def _deliver(args: argparse.Namespace, done: LoadRun, target: Target) -> None:
     if args.plot is not None:
         from stepwell.serving.replay.timeline import save_timeline
 
-        save_timeline(done.results, args.plot, f"{done.workload.name} on {target.model} at {target.address}")
+        save_timeline(done.results, args.plot, f"{done.workload.name} on {done.target.model} at {done.target.address}")
         say(f"plot: {args.plot}")
     if args.json:
         print_json(document)

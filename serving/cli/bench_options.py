@@ -39,7 +39,11 @@ def add_workload(group: argparse._ActionsContainer) -> None:
         metavar="NAME:SHARE",
         help="mix of classes; give it once for each (default: all classes with a latency, in equal shares)",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of made-up load and classes (default 0)")
+    group.add_argument("--images", type=Path, metavar="DIR", help="PNG and JPEG files to send (default: noise)")
+    group.add_argument(
+        "--image-size", type=_size, metavar="HxW", help="of noise, for a model that leaves it open (default: ask)"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of load, classes and noise (default 0)")
 
 
 def add_target(group: argparse._ActionsContainer) -> None:
@@ -74,6 +78,8 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name}: must be >= 1, got {value}")
+    if args.images is not None and not args.images.is_dir():
+        raise UsageError(f"--images: {args.images} is no folder; give one with PNG or JPEG files")
     for path in (args.plot, args.records):
         if path is not None and not path.resolve().parent.is_dir():
             raise UsageError(f"{path}: no such folder to write it to; make it first")
@@ -92,11 +98,12 @@ def class_shares(asked: list[tuple[str, float]] | None, classes: Mapping[str, SL
 
 def make_workload(
     args: argparse.Namespace,
-    context_length: int | None,
+    fitted: Callable[[Workload], Workload],
     shares: Mapping[str, float],
     capacity: Callable[[Workload], float],
 ) -> Workload:
-    """What is sent. ``capacity``: requests/s at load 1, for requests like those of a workload.
+    """What is sent. ``fitted``: lengths as the model takes them; ``capacity``: requests/s at load 1, for requests like
+    those of a workload.
 
     Raises ValueError naming what is wrong with the trace or the description.
     """
@@ -108,9 +115,7 @@ def make_workload(
         workload = read_trace(args.trace).window(args.start, num_requests=most)
     else:
         workload = synthesize(args.synthetic, most, args.seed)
-    if context_length is not None:
-        workload = workload.fitted(context_length)
-    workload = workload.with_classes(shares, args.seed)
+    workload = fitted(workload).with_classes(shares, args.seed)
     if args.rate or args.load:
         workload = workload.at_rate(args.rate or args.load * (args.capacity or capacity(workload)))
     return workload.window(duration_s=args.duration) if args.duration else workload
@@ -128,6 +133,13 @@ def _fraction(text: str) -> float:
     if not 0.0 <= (value := float(text)) <= 1.0:
         raise argparse.ArgumentTypeError(f"must be in [0, 1], got {text}")
     return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if min(found := (int(height), int(width))) < 1:
+        raise argparse.ArgumentTypeError(f"must be >= 1 x 1, got {text}")
+    return found
 
 
 def share(text: str) -> tuple[str, float]:

@@ -28,9 +28,15 @@ def _workload(document: Mapping[str, Any]) -> str:
 def outcome_table(summary: Mapping[str, Any]) -> str:
     """A line a class, and one for all."""
     headers = ["class", "sent", *OUTCOMES, "attainment", "quality", "goodput/s", "worst"]
-    rows = [_outcomes(name, some) for name, some in summary["per_class"].items()]
+    groups = {**summary["per_class"], "all": summary}
+    rows = [_outcomes(name, some) for name, some in groups.items()]
     note = "goodput: met, weighted by quality; worst: latency over latency asked, of what was served"
-    return table(headers, [*rows, _outcomes("all", summary)], left=["class"]) + f"\n({note})"
+    if summary["mean_kept_ratio"] is not None:
+        headers.append("kept")
+        for row, some in zip(rows, groups.values(), strict=True):
+            row.append("-" if some["mean_kept_ratio"] is None else f"{some['mean_kept_ratio']:.0%}")
+        note += "; kept: tokens that were left, averaged over the layers"
+    return table(headers, rows, left=["class"]) + f"\n({note})"
 
 
 def _outcomes(name: str, summary: Mapping[str, Any]) -> list[str]:
@@ -48,11 +54,13 @@ def _outcomes(name: str, summary: Mapping[str, Any]) -> list[str]:
 
 
 def latency_table(latency: Mapping[str, Any]) -> str:
-    """Percentiles of what was served, in milliseconds."""
+    """Percentiles of what was served, in milliseconds; of the latencies that there are."""
+    known = [key for key in _LATENCY_NAMES if key == "total_s" or latency["all"][key]["p50"] is not None]
     headers = ["served, ms since due", "class", *QUANTILES]
     rows = [
         [words, group, *(_ms(some[key][name]) for name in QUANTILES)]
         for key, words in _LATENCY_NAMES.items()
+        if key in known
         for group, some in sorted(latency.items(), key=lambda item: item[0] == "all")
     ]
     return table(headers, rows, left=headers[:2])

@@ -2,12 +2,15 @@
 
 Steps take as long as the model's cost profile says; nothing is computed, so hours pass in seconds. Load 1 is what the
 machine can serve at full quality (max_quality, everything there from the start, no SLO), in requests a second.
+
+To a model that answers as a whole each arrival is one item: an image of its own size, or a text as long as the prompt.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:SHARE",
         help="mix of classes; give it once for each (default: all classes with a latency, in equal shares)",
     )
-    parser.add_argument("--unscaled", action="store_true", help="keep lengths that exceed the model's context")
+    parser.add_argument(
+        "--unscaled", action="store_true", help="of a model that generates: keep lengths that exceed its context"
+    )
     parser.add_argument("--policies", default="", metavar="A,B", help="default: all; fixed:POINT pins one")
     parser.add_argument("--model", default="nested-lm", metavar="MODEL", help="default %(default)s")
     parser.add_argument("--config", metavar="F", help="the server's YAML: its slo_classes, and limits of the model")
@@ -95,11 +100,15 @@ def _simulate(
     """The document of ``--json``, and the summaries by policy."""
     from dataclasses import replace
 
+    from stepwell.serving.replay.items import are_built_in, deadlines_note, item_classes, typical_tokens
     from stepwell.serving.replay.simulate import capacity, simulate
 
     setup, cost_source = _setup(args, config)
-    shares = class_shares(args.slo_class, config.slo_classes)
-    workload = _workload(args, setup).with_classes(shares, args.seed)
+    workload = _workload(args, setup)
+    if setup.model.items is not None and are_built_in(config.slo_classes):
+        setup = replace(setup, classes=item_classes(setup.model.item_s(typical_tokens(workload))))
+        workload = workload.noted(deadlines_note(setup.classes))
+    workload = workload.with_classes(class_shares(args.slo_class, setup.classes), args.seed)
     reference = args.capacity or capacity(workload, setup)
     say(f"{workload.name}: {len(workload)} requests; load 1 = {reference:.4g} requests/s")
     runs = []
@@ -127,8 +136,7 @@ def _setup(args: argparse.Namespace, config: ServerConfig) -> tuple[Setup, str]:
     """What is simulated, and where its costs come from."""
     from dataclasses import replace
 
-    from stepwell.schedulers.plan import Limits
-    from stepwell.serving.replay.sim_model import open_sim_model
+    from stepwell.serving.replay.sim_model import limits_of, open_sim_model
     from stepwell.serving.replay.simulate import FULL_QUALITY, Setup
 
     chosen = config.model(args.model) or next((m for m in config.models if m.source == args.model), None)
@@ -136,12 +144,13 @@ def _setup(args: argparse.Namespace, config: ServerConfig) -> tuple[Setup, str]:
         raise UsageError(f"--model: not in {args.config}, got {args.model!r}; use one of its models")
     say(f"{args.model}: reading what its steps cost (the first time on a machine, measuring it)")
     model, cost_source = open_sim_model(replace(chosen, profile=args.profile), config.threads)
-    limits = Limits(chosen.generation_step_tokens, chosen.max_running, chosen.max_waiting)
+    limits = limits_of(chosen, model)
     setup = Setup(model, FULL_QUALITY, config.slo_classes, limits, args.replicas, args.routing, args.noise, args.seed)
     return setup, cost_source
 
 
 def _workload(args: argparse.Namespace, setup: Setup) -> Workload:
+    from stepwell.serving.replay.items import as_items
     from stepwell.serving.replay.synthetic import synthesize
     from stepwell.serving.replay.trace import read_trace
 
@@ -149,6 +158,8 @@ def _workload(args: argparse.Namespace, setup: Setup) -> Workload:
         workload = read_trace(args.trace).window(args.start, num_requests=args.requests)
     else:
         workload = synthesize(args.synthetic, args.requests, args.seed)
+    if setup.model.items is not None:
+        return as_items(workload, setup.model.items)
     return workload if args.unscaled else workload.fitted(setup.model.context_length)
 
 
@@ -177,29 +188,50 @@ def _text(document: Mapping[str, Any], summaries: Mapping[str, Sequence[tuple[fl
     rows, class_rows = [], []
     for policy, points in summaries.items():
         for load, summary in points:
-            rows.append([policy, f"{load:g}", *_cells(summary)])
+            rows.append(([policy, f"{load:g}"], summary))
             for name, part in summary.per_class.items():
-                class_rows.append([policy, f"{load:g}", name, str(part.num_sent), *_cells(part)])
-    headers = ["attained", "quality", "goodput/s", "p50 s", "p99 s", "ttft p99 s", "refused", "worst"]
-    everyone = table(["policy", "load", *headers], rows, left=["policy"])
-    per_class = table(["policy", "load", "class", "sent", *headers], class_rows, left=["policy", "class"])
+                class_rows.append(([policy, f"{load:g}", name, str(part.num_sent)], part))
+    everything = [summary for points in summaries.values() for _, summary in points]
+    columns = [column for column in _COLUMNS if any(column.value(summary) != "-" for summary in everything)]
+    headers = [column.header for column in columns]
+    everyone = table(["policy", "load", *headers], _rows(rows, columns), left=["policy"])
+    per_class = table(["policy", "load", "class", "sent", *headers], _rows(class_rows, columns), ["policy", "class"])
     legend = (
-        "goodput: met, weighted by quality; p50, p99: arrival to last token, of what was served; refused: shed or "
+        "goodput: met, weighted by quality; p50, p99: arrival to end, of what was served; refused: shed or "
         "expired; worst: latency over latency asked, of what was served"
     )
+    if any(summary.mean_kept_ratio is not None for summary in everything):
+        legend += "; kept: tokens that were left, averaged over the layers"
     return "\n".join([_headline(document), *notes, "", everyone, "", per_class, "", legend])
 
 
-def _cells(summary: Summary) -> list[str]:
-    latencies = (summary.latency_p50_s, summary.latency_p99_s, summary.ttft_p99_s)
-    return [
-        f"{summary.attainment:.1%}",
-        _number(summary.mean_quality, 3),
-        f"{summary.goodput:.2f}",
-        *(_number(seconds, 3) for seconds in latencies),
-        str(summary.refusals),
-        _number(summary.worst_lateness_ratio, 2),
-    ]
+@dataclass(frozen=True)
+class _Column:
+    """Left out where no run has a value."""
+
+    header: str
+    value: Callable[[Summary], str]
+
+
+_COLUMNS = (
+    _Column("attained", lambda summary: f"{summary.attainment:.1%}"),
+    _Column("quality", lambda summary: _number(summary.mean_quality, 3)),
+    _Column("kept", lambda summary: _percent(summary.mean_kept_ratio)),
+    _Column("goodput/s", lambda summary: f"{summary.goodput:.2f}"),
+    _Column("p50 s", lambda summary: _number(summary.latency_p50_s, 3)),
+    _Column("p99 s", lambda summary: _number(summary.latency_p99_s, 3)),
+    _Column("ttft p99 s", lambda summary: _number(summary.ttft_p99_s, 3)),
+    _Column("refused", lambda summary: str(summary.refusals)),
+    _Column("worst", lambda summary: _number(summary.worst_lateness_ratio, 2)),
+)
+
+
+def _rows(rows: Sequence[tuple[list[str], Summary]], columns: Sequence[_Column]) -> list[list[str]]:
+    return [[*head, *(column.value(summary) for column in columns)] for head, summary in rows]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -47,7 +47,7 @@ class Exchange:
     """A request and what came back for it. Times are of the monotonic clock."""
 
     message: bytes
-    """Of gRPC, serialised."""
+    """Of gRPC, serialised; empty once the exchange is over, as images are large."""
     head: bytes = b""
     """Raw header block of the response."""
     trailers: bytes = b""
@@ -265,7 +265,7 @@ class Connection:
             self._over(exchange, now_s)
 
     def _over(self, exchange: Exchange, now_s: float) -> None:
-        exchange.over_s = now_s
+        exchange.over_s, exchange.message = now_s, b""
         if exchange.unsent is not None:  # answered before it was heard out
             self._out += _frame(_RST_STREAM, 0, exchange.stream, struct.pack(">I", _CANCEL))
             exchange.unsent = None
@@ -333,4 +333,4 @@ def _unpadded(payload: bytes) -> bytes:
 
 
 def _end(exchange: Exchange, why: str) -> None:
-    exchange.over_s, exchange.lost, exchange.unsent = time.monotonic(), why, None
+    exchange.over_s, exchange.lost, exchange.unsent, exchange.message = time.monotonic(), why, None, b""

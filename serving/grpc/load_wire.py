@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -16,7 +17,7 @@ from stepwell.serving.grpc.calls import Calls
 from stepwell.serving.grpc.http2 import Exchange
 from stepwell.serving.grpc.replies import Reply, reply_of
 from stepwell.serving.grpc.status import TOTAL_KEY
-from stepwell.serving.grpc.tensors import BYTES, encode
+from stepwell.serving.grpc.tensors import BYTES, TensorSpec, encode
 from stepwell.serving.pb import inference_pb2 as pb
 
 Value = bool | int | float | str
@@ -39,6 +40,25 @@ class Answer:
     """Time (monotonic clock) and number of tokens of each response."""
 
 
+class ImageTensor(NamedTuple):
+    """An image as an input: pixels or a file."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+    """Raw, as the protocol has it."""
+
+
+@dataclass(frozen=True)
+class ModelTensors:
+    """What a model's metadata says of it."""
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: tuple[str, ...]
+    """Names."""
+
+
 class NotServedError(Exception):
     """The server cannot be reached or does not serve the model. The message says which and what to do."""
 
@@ -52,20 +72,21 @@ class LoadWire:
         """``unary``: ModelInfer, one response with everything in it; else ModelStreamInfer, a response a token.
         ``timeout_s``: gRPC deadline of each request, from when it is sent."""
         self._address, self._model = address, model
-        self._batch: list[int] = []
-        """Leading dimensions of an input."""
+        self._batched: frozenset[str] = frozenset()
+        """Inputs that are a batch of prompts."""
         method, metadata = ("ModelInfer", ()) if unary else ("ModelStreamInfer", _STATUS_PLEASE)
         self._calls = Calls(address, _SERVICE + method, timeout_s, num_connections=num_connections, metadata=metadata)
 
-    def open(self, timeout_s: float) -> tuple[str, ...]:
-        """Names of the model's inputs; all connections are up then. Raises NotServedError."""
+    def open(self, timeout_s: float) -> ModelTensors:
+        """What the model takes and gives; all connections are up then. Raises NotServedError."""
         reply = self._metadata(timeout_s)
         if reply.status == "OK":
             try:
                 self._calls.connect(timeout_s)
                 response = pb.ModelMetadataResponse.FromString(reply.messages[-1][1])
-                self._batch = [1] if any(len(tensor.shape) == 2 for tensor in response.inputs) else []
-                return tuple(tensor.name for tensor in response.inputs)
+                inputs = {t.name: TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in response.inputs}
+                self._batched = frozenset(name for name, spec in inputs.items() if len(spec.shape) == 2)
+                return ModelTensors(inputs, tuple(tensor.name for tensor in response.outputs))
             except (OSError, DecodeError, IndexError) as error:
                 reply = Reply("UNAVAILABLE", str(error))
         raise NotServedError(
@@ -87,19 +108,38 @@ class LoadWire:
 
     def message(self, number: int, prompt: Sequence[int] | str, parameters: Mapping[str, Value]) -> bytes:
         """The request ``number``, serialised. Of a prompt of token ids, the token ids of the answer are asked for; of a
-        text, whatever the model gives. An input is a batch of one where the model's metadata says that it is a
-        batch."""
+        text, whatever the model gives."""
+        outputs = () if isinstance(prompt, str) else ("output_ids",)
+        return self.head(number, parameters, outputs) + self.body(prompt)
+
+    def head(self, number: int, parameters: Mapping[str, Value], outputs: Sequence[str] = ()) -> bytes:
+        """The request ``number`` without its input, serialised: with a :meth:`body` behind it, it is whole.
+        ``outputs``: the names of those asked for; none = what the model gives."""
         request = pb.ModelInferRequest(model_name=self._model, id=str(number))
-        if isinstance(prompt, str):
-            request.inputs.add(name="text", datatype=BYTES, shape=[*self._batch, 1])
-            request.raw_input_contents.append(encode(BYTES, [prompt.encode()]))
-        else:
-            request.inputs.add(name="input_ids", datatype="INT64", shape=[*self._batch, len(prompt)])
-            request.raw_input_contents.append(encode("INT64", prompt))
-            request.outputs.add(name="output_ids")
+        for name in outputs:
+            request.outputs.add(name=name)
         for key, value in parameters.items():
             _set(request.parameters[key], value)
         return request.SerializeToString()
+
+    def body(self, given: Sequence[int] | str | ImageTensor) -> bytes:
+        """Token ids, a text or an image as the input of a request, serialised. A prompt is in a batch of one where the
+        model's metadata says that its input is a batch."""
+        request = pb.ModelInferRequest()
+        if isinstance(given, ImageTensor):
+            request.inputs.add(name=given.name, datatype=given.datatype, shape=given.shape)
+            request.raw_input_contents.append(given.data)
+        elif isinstance(given, str):
+            request.inputs.add(name="text", datatype=BYTES, shape=[*self._batch("text"), 1])
+            request.raw_input_contents.append(encode(BYTES, [given.encode()]))
+        else:
+            request.inputs.add(name="input_ids", datatype="INT64", shape=[*self._batch("input_ids"), len(given)])
+            request.raw_input_contents.append(encode("INT64", given))
+        return request.SerializeToString()
+
+    def _batch(self, name: str) -> list[int]:
+        """Leading dimensions of an input."""
+        return [1] if name in self._batched else []
 
     def send(self, message: bytes) -> Exchange:
         """Send a request; what becomes of it is seen in :meth:`wait` and :meth:`finish`."""

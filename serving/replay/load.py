@@ -5,7 +5,8 @@ omission). Here nothing waits, and every latency counts from when the request wa
 late, the delay counts too. How late it was is in the records.
 
 It shares the machine with the server, so what need not be done during the run is not: all messages are made before it
-and stay in memory (8 bytes a token of their prompts), answers are read after it, and no garbage is collected.
+and stay in memory (8 bytes a token of their prompts; images are shared, and copied as they are sent), answers are read
+after it, and no garbage is collected.
 
 What was met is judged by this side's clock; what the server says of the same request is recorded beside it.
 """
@@ -17,13 +18,14 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stepwell.schedulers.request import SLO
 from stepwell.serving.config import SLOClass
 from stepwell.serving.grpc.http2 import Exchange
-from stepwell.serving.grpc.load_wire import Answer, LoadWire, Value, read_answer
+from stepwell.serving.grpc.load_wire import Answer, LoadWire, ModelTensors, Value, read_answer
 from stepwell.serving.replay.outcomes import LatenessMeter, RequestResult
+from stepwell.serving.replay.pictures import Pictures
 from stepwell.serving.replay.workload import Arrival, Workload
 
 OUTCOME_OF = {"RESOURCE_EXHAUSTED": "shed", "DEADLINE_EXCEEDED": "expired", "CANCELLED": "cancelled"}
@@ -59,6 +61,14 @@ class Target:
     timeout_s: float = 60.0
     """Each request's gRPC deadline, from when it is sent."""
     num_connections: int = 4
+    whole: bool = False
+    """It classifies, segments or encodes what it is sent, and generates nothing; ``unary`` then."""
+    outputs: tuple[str, ...] = ()
+    """Of a model that answers as a whole: those asked for; none = what it gives."""
+    pictures: Pictures | None = None
+    """Sent instead of prompts."""
+    options: Mapping[str, Value] = field(default_factory=dict)
+    """More parameters of every request."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +109,8 @@ class LoadRun:
         return [record.result for record in self.records]
 
 
-def probe(address: str, model: str, timeout_s: float) -> tuple[str, ...]:
-    """Names of the model's inputs. Raises NotServedError if the server does not answer in time or lacks the model."""
+def probe(address: str, model: str, timeout_s: float) -> ModelTensors:
+    """What a model takes and gives. Raises NotServedError if the server does not answer in time or lacks the model."""
     with contextlib.closing(LoadWire(address, model, num_connections=1)) as wire:
         return wire.open(timeout_s)
 
@@ -141,7 +151,7 @@ class _Generator:
 
     def run(self) -> LoadRun:
         """Send everything at its time, wait for what is still open."""
-        messages = [self._message(number, arrival) for number, arrival in enumerate(self._workload.arrivals)]
+        messages = self._messages()
         with _no_collection():
             cpu_s, start_s = time.process_time(), time.monotonic() + _LEAD_S
             sent = self._send_all(messages, start_s)
@@ -151,24 +161,34 @@ class _Generator:
         records = [self._record(number, arrival, one) for (number, arrival), one in zip(arrivals, sent, strict=True)]
         return LoadRun(self._workload, self._target, records, duration_s, cpu_s)
 
-    def _send_all(self, messages: Sequence[bytes], start_s: float) -> list[_Sent]:
+    def _send_all(self, messages: Sequence[tuple[bytes, bytes]], start_s: float) -> list[_Sent]:
         sent: list[_Sent] = []
         next_progress_s = start_s + _PROGRESS_S
         for message, arrival in zip(messages, self._workload.arrivals, strict=True):
             due_s = start_s + arrival.at_s
             self._wire.wait(due_s)
             lag_s = time.monotonic() - due_s
-            sent.append(_Sent(due_s, lag_s, self._wire.send(message)))
+            sent.append(_Sent(due_s, lag_s, self._wire.send(b"".join(message))))
             if due_s >= next_progress_s:
                 next_progress_s = due_s + _PROGRESS_S
                 self._on_progress(f"{len(sent)} of {len(messages)} sent, {self._wire.num_open} open")
         return sent
 
-    def _message(self, number: int, arrival: Arrival) -> bytes:
+    def _messages(self) -> list[tuple[bytes, bytes]]:
+        """The two halves of each request."""
+        target, wire = self._target, self._wire
+        pictures = [wire.body(tensor) for tensor in target.pictures.tensors()] if target.pictures else []
+        asked = target.outputs if target.whole else () if target.text else ("output_ids",)
+        messages = []
+        for number, arrival in enumerate(self._workload.arrivals):
+            options = {} if target.whole else {"max_tokens": arrival.output_tokens, "ignore_eos": True}
+            head = wire.head(number, {**options, **target.options, **self._stated[arrival.slo_class]}, asked)
+            messages.append((head, pictures[number % len(pictures)] if pictures else wire.body(self._prompt(number))))
+        return messages
+
+    def _prompt(self, number: int) -> Sequence[int] | str:
         ids = self._workload.prompt_ids(number, self._target.vocab_size)
-        prompt = " ".join(_WORDS[token_id % len(_WORDS)] for token_id in ids) if self._target.text else ids
-        options = {"max_tokens": arrival.output_tokens, "ignore_eos": True}
-        return self._wire.message(number, prompt, options | self._stated[arrival.slo_class])
+        return " ".join(_WORDS[token_id % len(_WORDS)] for token_id in ids) if self._target.text else ids
 
     def _record(self, number: int, arrival: Arrival, sent: _Sent) -> LoadRecord:
         answer = read_answer(sent.exchange, self._target.unary)
@@ -205,11 +225,12 @@ class _Generator:
             outcome="missed" if late else "met",
             quality=self._target.quality if quality is None else quality,
             total_s=total_s,
-            ttft_s=times[0] if times else None,
+            ttft_s=times[0] if times and not self._target.whole else None,
             tpot_s=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
             generated_tokens=len(times) if generated is None else int(generated),
             lateness_ratio=ratio,
             operating_point=str(answer.parameters.get("operating_point", "")),
+            kept_ratio=kept_ratio(answer.parameters),
         )
 
 
@@ -223,6 +244,12 @@ def spread(end_s: float, parameters: Mapping[str, Value]) -> list[float]:
     first_s = end_s - (total_ms - ttft_ms) / 1e3
     tpot_s = (end_s - first_s) / (num_tokens - 1)
     return [first_s + tpot_s * i for i in range(num_tokens)]
+
+
+def kept_ratio(parameters: Mapping[str, Value]) -> float | None:
+    """Share of its tokens that a request kept, if the server says."""
+    kept, tokens = _number(parameters, "tokens_kept"), _number(parameters, "tokens")
+    return kept / tokens if kept is not None and tokens else None
 
 
 def lateness(slo: SLO, token_times_s: Sequence[float], total_s: float) -> float | None:

@@ -34,7 +34,7 @@ class RequestResult:
     total_s: float
     """To its end, whatever that was."""
     ttft_s: float | None = None
-    """To its first token."""
+    """To its first token; None if it is answered as a whole."""
     tpot_s: float | None = None
     """Mean time per output token after the first; None before two."""
     generated_tokens: int = 0
@@ -43,6 +43,9 @@ class RequestResult:
     or it was not served."""
     operating_point: str = ""
     """Where it was served last."""
+    kept_ratio: float | None = None
+    """Share of its tokens that token reduction left, averaged over the layers; None for a generation, and where nobody
+    says."""
 
     @property
     def served(self) -> bool:
@@ -108,6 +111,8 @@ class Summary:
     ttft_p99_s: float | None
     worst_lateness_ratio: float | None
     """Largest (latency / latency asked) of a request served."""
+    mean_kept_ratio: float | None = None
+    """Tokens that token reduction left, over the requests served: see :attr:`RequestResult.kept_ratio`."""
     per_class: Mapping[str, Summary] = field(default_factory=dict)
     """The same for each SLO class; empty inside of one."""
 
@@ -140,6 +145,7 @@ def _summary(results: Sequence[RequestResult], duration_s: float, per_class: Map
     served = [result for result in results if result.served]
     totals = [result.total_s for result in served]
     ttfts = [result.ttft_s for result in served if result.ttft_s is not None]
+    kept = [result.kept_ratio for result in served if result.kept_ratio is not None]
     ratios = [result.lateness_ratio for result in served if result.lateness_ratio is not None]
     return Summary(
         num_sent=len(results),
@@ -153,6 +159,7 @@ def _summary(results: Sequence[RequestResult], duration_s: float, per_class: Map
         ttft_p50_s=percentile(ttfts, 0.5),
         ttft_p99_s=percentile(ttfts, 0.99),
         worst_lateness_ratio=max(ratios, default=None),
+        mean_kept_ratio=sum(kept) / len(kept) if kept else None,
         per_class=per_class,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stepwell.schedulers.request import Request
-from stepwell.serving.engine.events import FinishEvent, Outcome, Output, TokenEvent
+from stepwell.serving.engine.events import FinishEvent, Outcome, Output
 from stepwell.serving.engine.observer import StepObservation
 from stepwell.serving.replay.outcomes import LatenessMeter, RequestResult
 
@@ -45,8 +45,7 @@ class Recorder:
             at_s = delivered()
             first_s, _ = times.get(event.request_id, (at_s, at_s))
             times[event.request_id] = first_s, at_s
-            if isinstance(event, TokenEvent):
-                meter.token(at_s - arrival_s)
+            meter.token(at_s - arrival_s)
 
         return receive
 
@@ -59,7 +58,7 @@ class Recorder:
         total_s, report = end_s - request.arrival_s, event.report
         ratio = meter.finished(total_s) if event.error is None else None
         is_late = event.outcome is Outcome.MET and ratio is not None and ratio > 1.0 + ROUNDING
-        num_tokens = report.generated_tokens
+        num_tokens, kept = report.generated_tokens, report.tokens_kept
         result = RequestResult(
             arrival=int(request.request_id),
             at_s=request.arrival_s,
@@ -67,11 +66,12 @@ class Recorder:
             outcome=(Outcome.MISSED if is_late else event.outcome).value,
             quality=report.quality,
             total_s=total_s,
-            ttft_s=times[0] - request.arrival_s if times else None,
+            ttft_s=times[0] - request.arrival_s if times and kept is None else None,
             tpot_s=(times[1] - times[0]) / (num_tokens - 1) if times and num_tokens > 1 else None,
             generated_tokens=num_tokens,
             lateness_ratio=ratio,
             operating_point=report.operating_point,
+            kept_ratio=None if kept is None else kept / report.prompt_tokens,
         )
         self.results.append(result)
         if self.on_end is not None:

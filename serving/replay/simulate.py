@@ -7,25 +7,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from stepwell.models.cache import PagedKVCache
 from stepwell.models.ladder import LadderSet
 from stepwell.models.sampling import SamplingParams
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.plan import Limits
+from stepwell.schedulers.plan import Limits, Slice
 from stepwell.schedulers.registry import create_policy
 from stepwell.schedulers.request import SLO, OperatingPoint, Request
 from stepwell.serving.config import DEFAULT_CLASS, SLOClass
 from stepwell.serving.engine.engine import Engine
-from stepwell.serving.engine.job import GenerationJob
+from stepwell.serving.engine.job import GenerationJob, Job, OneShotJob
 from stepwell.serving.engine.points import allowed_points, may_switch
 from stepwell.serving.errors import RequestError
 from stepwell.serving.replay.counting_cache import CountingCache, CountingEndsError
 from stepwell.serving.replay.fleet import ReplicaThread
+from stepwell.serving.replay.items import ItemTokens
 from stepwell.serving.replay.outcomes import RequestResult, Summary
 from stepwell.serving.replay.recorder import Recorder
 from stepwell.serving.replay.surroundings import Endpoint, Surroundings
 from stepwell.serving.replay.virtual import FaultPlan, LastPrediction, SimRunner, VirtualClock
-from stepwell.serving.replay.workload import Workload
+from stepwell.serving.replay.workload import Arrival, Workload
 from stepwell.serving.slo import parse_slo
 
 Routing: TypeAlias = Literal["least-loaded", "round-robin"]
@@ -33,6 +36,8 @@ Routing: TypeAlias = Literal["least-loaded", "round-robin"]
 FULL_QUALITY = "max_quality"
 """The policy that defines load 1."""
 _SAMPLING = SamplingParams()
+_ITEMS = (np.empty(0, np.float32),)
+"""Of a request that is answered as a whole: one, which nobody looks at."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,17 @@ class SimModel:
     page_tokens: int
     vocab_size: int
     context_length: int
+    items: ItemTokens | None = None
+    """Of a model that answers as a whole: each arrival is one item, whose tokens are the arrival's prompt."""
+    step_tokens: int = 512
+    """Of a step, over all its requests, at most."""
+
+    def item_s(self, num_tokens: int) -> float:
+        """Seconds of a step that answers one item of so many tokens at full quality."""
+        default = self.ladders.ladders[self.ladders.default]
+        best = self.points[default.point_name(len(default.levels) - 1)]
+        alone = Request("", 0.0, SLO(), (best,), num_tokens, 1, unit_tokens=num_tokens)
+        return self.costs.raw_s([Slice(alone, num_tokens, best)])
 
 
 @dataclass(frozen=True)
@@ -231,18 +247,8 @@ class _Simulation:
         self._num_submitted += 1
         replica = self._route(number)
         arrival = self._workload.arrivals[number]
-        wishes = self._wishes[arrival.slo_class]
-        request = Request(
-            request_id=str(number),
-            arrival_s=arrival.at_s if self._num_arrived else self._clock.now_s,
-            slo=wishes.slo,
-            points=wishes.points,
-            prompt_tokens=arrival.prompt_tokens,
-            max_tokens=arrival.output_tokens,
-            may_switch=wishes.may_switch,
-        )
-        prompt_ids = self._workload.prompt_ids(number, self._setup.model.vocab_size)
-        job = GenerationJob(request, prompt_ids, _SAMPLING, ignore_eos=True)
+        job = self._job(number, arrival)
+        request = job.request
         try:
             self._engines[replica].submit(job, self._recorder.sink(request))
         except RequestError:
@@ -250,6 +256,23 @@ class _Simulation:
                 raise
         if self._threads:
             self._threads[replica].wake()
+
+    def _job(self, number: int, arrival: Arrival) -> Job:
+        wishes, model = self._wishes[arrival.slo_class], self._setup.model
+        answers_whole = model.items is not None
+        request = Request(
+            request_id=str(number),
+            arrival_s=arrival.at_s if self._num_arrived else self._clock.now_s,
+            slo=wishes.slo,
+            points=wishes.points,
+            prompt_tokens=arrival.prompt_tokens,
+            max_tokens=1 if answers_whole else arrival.output_tokens,
+            unit_tokens=arrival.prompt_tokens if answers_whole else 1,
+            may_switch=wishes.may_switch and not answers_whole,
+        )
+        if answers_whole:
+            return OneShotJob(request, _ITEMS, ())
+        return GenerationJob(request, self._workload.prompt_ids(number, model.vocab_size), _SAMPLING, ignore_eos=True)
 
     def _route(self, number: int) -> int:
         if self._setup.routing == "round-robin":

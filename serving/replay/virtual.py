@@ -11,14 +11,14 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from stepwell.models.sampling import SampledToken
 from stepwell.schedulers.correction import OnlineCorrection
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.plan import Slice
 from stepwell.schedulers.request import Request
-from stepwell.serving.engine.step import SequenceStep
+from stepwell.serving.engine.step import ItemResult, ItemStep, Step
 
 _TOKEN = SampledToken(0)
 
@@ -63,7 +63,7 @@ class Fault:
     """Raised when that time is over."""
 
 
-FaultPlan: TypeAlias = Callable[[int, Sequence[SequenceStep]], Fault]
+FaultPlan: TypeAlias = Callable[[int, Sequence[Step]], Fault]
 """From the number of the call (from 0) and its sequences to what goes wrong; ``Fault()`` = nothing."""
 
 
@@ -117,8 +117,8 @@ class SimRunner:
         self._noise, self._rng, self._faults = noise, random.Random(seed), faults
         self.num_calls = 0
 
-    def run(self, steps: Sequence[SequenceStep]) -> dict[str, SampledToken]:
-        """Let the predicted time pass. The tokens are all the same."""
+    def run(self, steps: Sequence[Step]) -> dict[str, Any]:
+        """Let the predicted time pass. Tokens are all the same, and results are empty: one a request."""
         requests = self._requests
         duration_s = self._seconds([Slice(requests[s.request_id], s.num_tokens, s.point) for s in steps])
         if self._noise:
@@ -128,4 +128,10 @@ class SimRunner:
         self._sleep_until(self._clock() + duration_s * (fault.slowdown if fault else 1.0))
         if fault and fault.error is not None:
             raise fault.error
-        return {step.request_id: _TOKEN for step in steps if step.sampling is not None}
+        if steps and isinstance(steps[0], ItemStep):  # then all are
+            return {step.request_id: [_result(step)] for step in steps}
+        return {step.request_id: _TOKEN for step in steps if step.yields}
+
+
+def _result(step: Step) -> ItemResult:
+    return ItemResult((), round(step.num_tokens * step.point.token_budget))

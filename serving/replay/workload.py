@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -99,6 +99,19 @@ class Workload:
         changed = factor < 1.0 or clipped > 0
         blocks = max(1, round(self.prefix_block_tokens * factor))
         return replace(self._changed(arrivals, note if changed else None), prefix_block_tokens=blocks)
+
+    def with_lengths(self, lengths: Callable[[Arrival], tuple[int, int]], note: str) -> Workload:
+        """Prompt and output tokens of each arrival as ``lengths`` has them; no prompt starts like another any more."""
+        changed = ((arrival, *lengths(arrival)) for arrival in self.arrivals)
+        arrivals = tuple(
+            replace(arrival, prompt_tokens=prompt, output_tokens=output, prefix=())
+            for arrival, prompt, output in changed
+        )
+        return self._changed(arrivals, note)
+
+    def noted(self, note: str) -> Workload:
+        """The same, with one more sentence about it."""
+        return self._changed(self.arrivals, note)
 
     def with_classes(self, shares: Mapping[str, float], seed: int = 0) -> Workload:
         """SLO classes drawn at random, each with its share of the sum. Raises ValueError if no share is positive."""

@@ -9,7 +9,7 @@ import sys
 import pytest
 from matplotlib.image import imread
 
-from stepwell.serving.cli import bench
+from stepwell.serving.cli import bench_target
 from stepwell.serving.grpc.load_wire import LoadWire
 from stepwell.serving.replay.child import ChildError, ChildServer
 
@@ -103,7 +103,7 @@ def test_contradictions_are_wrong_usage(stepwell, options, part):
 
 
 def test_failures_are_one_line(stepwell, shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "_ANSWER_S", 0.3)
+    monkeypatch.setattr(bench_target, "ANSWER_S", 0.3)
     assert "localhost:1" in stepwell("bench", "--address", "localhost:1", *LOAD).error
     assert "'absent'" in stepwell("bench", "--address", shared.address, "--model", "absent", *LOAD).error
     here = ("--address", shared.address, "--model", "tiny")

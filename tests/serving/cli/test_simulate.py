@@ -44,6 +44,24 @@ def test_a_trace_gives_tables_and_a_picture(stepwell, tmp_path):
     assert image.imread(picture).shape[1] > 1000
 
 
+def test_images_are_simulated_like_everything_else(stepwell, tmp_path):
+    picture = tmp_path / "out.png"
+    few = [*ROUGHLY, "--model", "routed-vit", "--synthetic", "poisson:rate=5", "--requests", "60", "--load", "0.5,2"]
+    ran = stepwell("simulate", *few, "--policies", "staircase,max_quality", "--plot", picture)
+    assert ran.status == 0, ran.err
+    assert "an item each, of 65 tokens" in ran.out
+    assert "times an item at full quality" in ran.out
+    header, _, first = next(part for part in ran.out.split("\n\n") if part.startswith("policy")).splitlines()[:3]
+    assert " ".join(header.split()) == "policy load attained quality kept goodput/s p50 s p99 s refused worst"
+    assert first.split()[0] == "staircase"
+    assert image.imread(picture).shape[1] > 1000
+    document = stepwell("simulate", *few, "--policies", "max_quality", "--json").document
+    for run in document["runs"]:
+        assert run["summary"]["num_sent"] == 60
+        assert run["summary"]["mean_kept_ratio"] == 1.0
+        assert set(run["summary"]["per_class"]) == {"tight", "normal", "relaxed"}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

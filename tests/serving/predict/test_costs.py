@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +13,7 @@ from stepwell.models.ladder import Architecture, parse_ladders
 from stepwell.schedulers.plan import Capacity, Limits, Slice
 from stepwell.schedulers.registry import create_policy
 from stepwell.schedulers.request import SLO, OperatingPoint, Request
-from stepwell.serving.predictor_costs import PointCurves
+from stepwell.serving.predictor_costs import PointCurves, ascending
 
 TOKENS = 65
 BUDGETS = (0.25, 0.5, 1.0)
@@ -49,8 +52,33 @@ def seconds(*batch: tuple[OperatingPoint, int]) -> float:
 def test_what_was_measured_is_predicted() -> None:
     for items, at in ((1, 0), (2, 1), (4, 2)):
         assert seconds((POINTS[0], items)) == pytest.approx(CURVES.seconds["merge:0@0.25"][at])
-        assert seconds((POINTS[2], items)) == pytest.approx(max(s[at] for s in CURVES.seconds.values()))
+    assert seconds((POINTS[2], 2)) == pytest.approx(0.01)
+    assert seconds((POINTS[2], 4)) == pytest.approx(0.018)
     assert seconds((POINTS[0], 3)) == pytest.approx(0.005)
+
+
+def test_two_that_are_in_the_wrong_order_share_their_mean() -> None:
+    for point in POINTS[1:]:
+        assert seconds((point, 1)) == pytest.approx((0.0065 + 0.006) / 2)
+
+
+@given(st.lists(st.lists(st.floats(0, 10), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_ascending_rows_are_the_closest_there_are(rows) -> None:
+    before = np.array(rows)
+    after = ascending(before)
+    assert (np.diff(after) >= 0).all()
+    assert after.sum(axis=1) == pytest.approx(before.sum(axis=1))
+    for candidate in (np.sort(before), np.maximum.accumulate(before, axis=1)):
+        assert ((after - before) ** 2).sum() <= ((candidate - before) ** 2).sum() + 1e-9
+
+
+def test_a_batch_that_mixes_points_takes_longer_by_what_was_measured() -> None:
+    alone = [seconds((point, 1)) for point in POINTS]
+    unmixed = MODEL.raw_s([Slice(request(), TOKENS, point) for point in POINTS])
+    mixing = replace(CURVES, mixed={"1": unmixed + 0.004, "2": 1.0, "4": 0.0}).cost_model(LADDERS)
+    assert mixing.mixing_s == pytest.approx(0.002)
+    assert mixing.raw_s([Slice(request(), TOKENS, point) for point in POINTS]) == pytest.approx(unmixed + 0.004)
+    assert [mixing.raw_s([Slice(request(), TOKENS, point)]) for point in POINTS] == alone
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3)), min_size=1, max_size=5))

@@ -12,6 +12,8 @@ from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.plan import Limits
 from stepwell.serving.config import SLOClass
 from stepwell.serving.engine.points import UnitParameters, operating_points
+from stepwell.serving.predictor_hosting import without_keys
+from stepwell.serving.replay.items import ItemTokens
 from stepwell.serving.replay.simulate import Setup, SimModel
 from stepwell.serving.replay.workload import Arrival, Workload
 
@@ -25,17 +27,26 @@ CLASSES = {
 
 @pytest.fixture
 def make_setup() -> Callable[..., Setup]:
-    """``make_setup(policy, num_pages, max_running=.., ..)``: a step at full size takes 10 ms, and 1 ms a token."""
+    """``make_setup(policy, num_pages, max_running=.., ..)``: a step at full size takes 10 ms, and 1 ms a token.
+    ``items``: of a model that answers as a whole."""
 
-    def make(policy: str = "max_quality", num_pages: int = 4000, slowness: float = 1.0, **options: Any) -> Setup:
+    def make(
+        policy: str = "max_quality",
+        num_pages: int = 4000,
+        slowness: float = 1.0,
+        items: ItemTokens | None = None,
+        **options: Any,
+    ) -> Setup:
         ladders = parse_ladders(
             {"format": 1, "default": "depth", "ladders": {
                 "depth": {"kv": "exact", "levels": [{"layers": n, "quality": n / 3} for n in (1, 2, 3)]}}},
             Architecture(num_layers=3, num_kv_groups=2, ffn_channels=8),
         )  # fmt: skip
         points = operating_points(ladders, UnitParameters(attention_group=4, ffn_channel=3))
+        if items is not None:
+            ladders = without_keys(ladders)
         costs = StepCostModel.linear(list(points.values()), slowness * ROW_S, slowness * OVERHEAD_S)
-        model = SimModel(ladders, points, costs, num_pages, 4, vocab_size=100, context_length=200)
+        model = SimModel(ladders, points, costs, num_pages, 4, vocab_size=100, context_length=200, items=items)
         limits = Limits(**{name: options.pop(name) for name in list(options) if name.startswith("max_")})
         return Setup(model, policy, CLASSES, limits, **options)
 

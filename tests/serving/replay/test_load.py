@@ -356,7 +356,7 @@ def test_a_server_of_batches_gets_a_batch_of_one(fake, text):
 
 
 def test_a_server_that_is_not_there_or_lacks_the_model_is_an_error(fake):
-    assert probe(fake.address, "fake", 10.0) == ("input_ids", "text")
+    assert list(probe(fake.address, "fake", 10.0).inputs) == ["input_ids", "text"]
     with pytest.raises(NotServedError, match=r"'other'.*NOT_FOUND"):
         probe(fake.address, "other", 10.0)
     with pytest.raises(NotServedError, match=r"localhost:1 .*DEADLINE_EXCEEDED"):
