@@ -27,6 +27,9 @@ class Item:
     subnet: SubNetwork
     reduction: Reduction | None = None
     """None = all tokens run everywhere."""
+    token_types: Tensor | None = None
+    """Of each token of a text which segment it is of, int64 [n], below ``type_vocab_size`` of the model; None = all of
+    the first, 0."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class OneShotConfig(Protocol):
     """Precision the weights run in unless another is asked for."""
     vocab_size: int
     """Token ids are below it; 0 = it takes images."""
+
+    @property
+    def type_vocab_size(self) -> int:
+        """Token types are below it; 0 = it has none."""
 
     @property
     def max_tokens(self) -> int:

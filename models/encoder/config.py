@@ -43,7 +43,7 @@ class EncoderConfig:
     """Of the FFN; a name of :data:`~stepwell.models.kernels.activations.ACTIVATIONS`."""
     pad_token_id: int = 0
     type_vocab_size: int = 0
-    """Token types that the checkpoint has; every token is of type 0. 0 = none."""
+    """Token types that the checkpoint has, one a segment of a text; 0 = none."""
     embedding_size: int | None = None
     """Width of the embeddings if a projection to ``hidden_size`` follows (ALBERT); None = ``hidden_size``, none."""
     projects_before_norm: bool = False

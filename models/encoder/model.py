@@ -25,7 +25,7 @@ Beyond, the fillers cost more than generating it (about 1 ms a shape, four shape
 class Encoder(nn.Module):
     """Embeddings, layers and, if the checkpoint has one, a head; the parts are those of the configuration's family.
 
-    Fulfils :class:`~stepwell.models.one_shot.OneShotModel`. ``Item.data`` are token ids; token types are all 0.
+    Fulfils :class:`~stepwell.models.one_shot.OneShotModel`. ``Item.data`` are token ids.
     """
 
     def __init__(self, config: EncoderConfig) -> None:

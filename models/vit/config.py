@@ -67,6 +67,7 @@ class ViTConfig:
     model_type: str = "vit"
     vocab_size: int = 0
     max_tokens: int = 0
+    type_vocab_size: int = 0
 
     def __post_init__(self) -> None:
         if min(self.image_size) < self.patch_size:
