@@ -63,6 +63,12 @@ class Tokenizer:
         token_ids: list[int] = self._backend.encode(text, add_special_tokens=True).ids
         return token_ids
 
+    def encode_pair(self, text: str, pair: str) -> tuple[list[int], list[int]]:
+        """Token ids of two texts as one, as the file's post-processor puts them together, and of each token which text
+        it is of: its token type, 0 or 1."""
+        encoding = self._backend.encode(text, pair, add_special_tokens=True)
+        return encoding.ids, encoding.type_ids
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the ids, without special tokens and unknown ids; U+FFFD for bytes that are no character."""
         text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
