@@ -61,6 +61,11 @@ class OneShotConfig(Protocol):
         """Tokens of a text at most; 0 = it takes images."""
 
     @property
+    def truncates_texts(self) -> bool:
+        """Texts that are tokenised for it are cut to ``max_tokens``, as sentence-transformers does; else those that are
+        longer are refused, as token ids always are."""
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images it was made for; (0, 0) = it takes texts."""
 

@@ -28,7 +28,7 @@ class Tokenizer:
     """What a model's ``tokenizer.json`` says, safe to use from several threads."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        backend.no_truncation()  # the server refuses prompts that are too long, and pads nothing
+        backend.no_truncation()  # texts that are too long are refused, unless told otherwise; nothing is padded
         backend.no_padding()
         self._backend = backend
         added = backend.get_added_tokens_decoder()
@@ -57,6 +57,16 @@ class Tokenizer:
             raise TokenizerError(
                 f"{name}: not a tokenizer ({error}); fetch the model's tokenizer.json again"
             ) from error
+
+    def truncate(self, max_tokens: int) -> None:
+        """Cut texts and pairs to so many tokens from now on, special ones included; of a pair the longer text first.
+        Raises TokenizerError if that leaves none of them."""
+        if max_tokens <= (added := self._backend.num_special_tokens_to_add(True)):
+            raise TokenizerError(
+                f"max_seq_length: {max_tokens} tokens leave nothing of a pair, to which the tokenizer adds {added}; "
+                "raise it"
+            )
+        self._backend.enable_truncation(max_tokens, strategy="longest_first")
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the file's post-processor adds."""

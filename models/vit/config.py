@@ -68,6 +68,7 @@ class ViTConfig:
     vocab_size: int = 0
     max_tokens: int = 0
     type_vocab_size: int = 0
+    truncates_texts: bool = False
 
     def __post_init__(self) -> None:
         if min(self.image_size) < self.patch_size:

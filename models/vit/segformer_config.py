@@ -57,6 +57,7 @@ class SegformerConfig:
     vocab_size: int = 0
     max_tokens: int = 0
     type_vocab_size: int = 0
+    truncates_texts: bool = False
     task: Task = "segment"
 
     @cached_property
