@@ -53,6 +53,8 @@ class ViTConfig:
     """Tokens before the patches: class token, distillation token."""
     interpolate: bool = False
     """Whether position embeddings are interpolated for images of another size."""
+    resampling: Literal["bicubic", "bilinear"] = "bicubic"
+    """How they are."""
     pooling: Pooling = "cls"
     num_labels: int = 0
     """Classes; 0 = no head."""

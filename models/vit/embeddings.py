@@ -16,7 +16,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         size, patch = config.hidden_size, config.patch_size
-        self.base_grid = config.base_grid
+        self.base_grid, self.resampling = config.base_grid, config.resampling
         self.projection = nn.Conv2d(config.num_channels, size, patch, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size)) if config.num_prefix else None
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if config.num_prefix > 1 else None
@@ -29,10 +29,10 @@ class Embeddings(nn.Module):
         return torch.cat([*prefix, patches], dim=1) + self.positions(grid)
 
     def positions(self, grid: Grid) -> Tensor:
-        """Position embeddings [1, tokens, D]; those of patches resampled bicubically for another grid, in float32."""
+        """Position embeddings [1, tokens, D]; those of patches resampled for another grid, in float32."""
         if grid == self.base_grid:
             return self.position_embeddings
         prefix, patches = self.position_embeddings.split([grid.num_prefix, self.base_grid.num_patches], dim=1)
         plane = patches.unflatten(1, self.base_grid[:2]).permute(0, 3, 1, 2).float()
-        plane = F.interpolate(plane, size=grid[:2], mode="bicubic", align_corners=False)
+        plane = F.interpolate(plane, size=grid[:2], mode=self.resampling, align_corners=False)
         return torch.cat([prefix, plane.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
