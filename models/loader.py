@@ -98,6 +98,8 @@ def read_files(spec: str) -> ModelFiles:
         config = _read_config(directory)
         tokenizer_file = directory / "tokenizer.json"
         tokenizer = Tokenizer.from_file(tokenizer_file) if tokenizer_file.is_file() else None
+        if tokenizer and not isinstance(config, DecoderConfig) and config.truncates_texts:
+            tokenizer.truncate(config.max_tokens)
         ladder_file = directory / LADDER_FILE
         architecture = config.architecture
         ladders = load_ladders(ladder_file, architecture) if ladder_file.is_file() else unmeasured_ladders(architecture)

@@ -27,6 +27,9 @@ class Item:
     subnet: SubNetwork
     reduction: Reduction | None = None
     """None = all tokens run everywhere."""
+    token_types: Tensor | None = None
+    """Of each token of a text which segment it is of, int64 [n], below ``type_vocab_size`` of the model; None = all of
+    the first, 0."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,17 @@ class OneShotConfig(Protocol):
     """Token ids are below it; 0 = it takes images."""
 
     @property
+    def type_vocab_size(self) -> int:
+        """Token types are below it; 0 = it has none."""
+
+    @property
     def max_tokens(self) -> int:
         """Tokens of a text at most; 0 = it takes images."""
+
+    @property
+    def truncates_texts(self) -> bool:
+        """Texts that are tokenised for it are cut to ``max_tokens``, as sentence-transformers does; else those that are
+        longer are refused, as token ids always are."""
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -26,6 +26,7 @@ PREDICTORS: Mapping[str, str] = {
     "xlm-roberta": _ENCODER,
     "deit": _VIT,
     "dinov2": _VIT,
+    "dpt": _VIT,
     "segformer": _VIT,
     "timm": _VIT,
     "vit": _VIT,

@@ -28,7 +28,7 @@ class Tokenizer:
     """What a model's ``tokenizer.json`` says, safe to use from several threads."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        backend.no_truncation()  # the server refuses prompts that are too long, and pads nothing
+        backend.no_truncation()  # texts that are too long are refused, unless told otherwise; nothing is padded
         backend.no_padding()
         self._backend = backend
         added = backend.get_added_tokens_decoder()
@@ -58,10 +58,26 @@ class Tokenizer:
                 f"{name}: not a tokenizer ({error}); fetch the model's tokenizer.json again"
             ) from error
 
+    def truncate(self, max_tokens: int) -> None:
+        """Cut texts and pairs to so many tokens from now on, special ones included; of a pair the longer text first.
+        Raises TokenizerError if that leaves none of them."""
+        if max_tokens <= (added := self._backend.num_special_tokens_to_add(True)):
+            raise TokenizerError(
+                f"max_seq_length: {max_tokens} tokens leave nothing of a pair, to which the tokenizer adds {added}; "
+                "raise it"
+            )
+        self._backend.enable_truncation(max_tokens, strategy="longest_first")
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the file's post-processor adds."""
         token_ids: list[int] = self._backend.encode(text, add_special_tokens=True).ids
         return token_ids
+
+    def encode_pair(self, text: str, pair: str) -> tuple[list[int], list[int]]:
+        """Token ids of two texts as one, as the file's post-processor puts them together, and of each token which text
+        it is of: its token type, 0 or 1."""
+        encoding = self._backend.encode(text, pair, add_special_tokens=True)
+        return encoding.ids, encoding.type_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the ids, without special tokens and unknown ids; U+FFFD for bytes that are no character."""

@@ -110,7 +110,9 @@ class Client:
         pixel_values: Any = None,
         images: Sequence[bytes] | None = None,
         texts: Sequence[str] | None = None,
+        text_pairs: Sequence[str] | None = None,
         token_ids: Sequence[Sequence[int]] | None = None,
+        token_type_ids: Sequence[Sequence[int]] | None = None,
         outputs: Sequence[str] = (),
         slo_ms: float | None = None,
         slo_class: str | None = None,
@@ -127,7 +129,9 @@ class Client:
             pixel_values: numbers [3, H, W] or [N, 3, H, W], normalised as the model wants them.
             images: PNG or JPEG files.
             texts: what the model's tokenizer reads.
+            text_pairs: the second segment of each text: what a cross-encoder compares it with, an NLI hypothesis.
             token_ids: a sequence a text, never padded.
+            token_type_ids: beside them which segment each token is of.
             outputs: names of those wanted; none = all that the model has.
             slo_ms, slo_class, priority, min_quality, operating_point, timeout_s: as in :meth:`generate`.
             token_budget: share of tokens to keep, in (0, 1].
@@ -137,7 +141,8 @@ class Client:
         given = {"pixel_values": pixel_values, "images": images, "texts": texts, "token_ids": token_ids}
         slo = {"slo_ms": slo_ms, "slo_class": slo_class, "priority": priority}
         pins = {"min_quality": min_quality, "operating_point": operating_point, "token_budget": token_budget}
-        return self._wire.predict(model, given, outputs, slo, pins, timeout_s)
+        beside = {"text_pairs": text_pairs, "token_type_ids": token_type_ids}
+        return self._wire.predict(model, given, beside, outputs, slo, pins, timeout_s)
 
     def models(self) -> list[ModelSummary]:
         """The models of the server. Raises RequestFailedError."""

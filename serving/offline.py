@@ -24,7 +24,7 @@ from stepwell.serving.data_plane import DataPlane
 from stepwell.serving.engine.events import FinishEvent
 from stepwell.serving.handoff import Chunk as Output
 from stepwell.serving.metrics import Metrics
-from stepwell.serving.predict_call import PredictCall
+from stepwell.serving.predict_call import PredictCall, ragged
 from stepwell.serving.predict_job import joined
 from stepwell.serving.served_model import ServedModel
 
@@ -87,7 +87,9 @@ class Engine:
         pixel_values: Any = None,
         images: Sequence[bytes] | None = None,
         texts: Sequence[str] | None = None,
+        text_pairs: Sequence[str] | None = None,
         token_ids: Sequence[Sequence[int]] | None = None,
+        token_type_ids: Sequence[Sequence[int]] | None = None,
         outputs: Sequence[str] = (),
         **options: Any,
     ) -> Prediction:
@@ -97,21 +99,22 @@ class Engine:
             pixel_values: numbers [3, H, W] or [N, 3, H, W], normalised as the model wants them.
             images: PNG or JPEG files.
             texts: what the model's tokenizer reads.
+            text_pairs: the second segment of each text: what a cross-encoder compares it with, an NLI hypothesis.
             token_ids: a sequence a text, never padded.
+            token_type_ids: beside them which segment each token is of.
             outputs: names of those wanted; none = all that the model has.
             options: request parameters as the protocol names them: ``slo_ms``, ``slo_class``, ``priority``,
                 ``min_quality``, ``operating_point``, ``token_budget``. None = left out.
 
         Raises RequestError.
         """
-        lens = None if token_ids is None else np.array([len(ids) for ids in token_ids], np.int64)
         call = PredictCall(
             self._served.name,
             pixel_values=None if pixel_values is None else np.asarray(pixel_values, np.float32),
             images=images,
             texts=texts,
-            input_ids=None if token_ids is None else np.array([i for ids in token_ids for i in ids], np.int64),
-            seq_lens=lens,
+            text_pairs=text_pairs,
+            **ragged(token_ids, token_type_ids)._asdict(),
             outputs=tuple(outputs),
             parameters={key: value for key, value in options.items() if value is not None},
         )

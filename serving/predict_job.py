@@ -1,11 +1,10 @@
-"""From a call to what the engine runs: texts are tokenised, images decoded, padding is taken away, all is checked."""
+"""From a call to what the engine runs, and from what it answers to arrays of all items together."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -15,10 +14,7 @@ from stepwell.serving.errors import RequestError, Status, invalid
 from stepwell.serving.hosted import HostedModel
 from stepwell.serving.images import decode_image
 from stepwell.serving.predict_call import PredictCall
-from stepwell.serving.prompt import INLINE_CHARS, tokenise
-
-MAX_ITEMS = 1024
-"""Of one call."""
+from stepwell.serving.predict_texts import MAX_ITEMS, sequences, tokenised
 
 
 @dataclass(frozen=True)
@@ -42,15 +38,19 @@ async def predict_input(hosted: HostedModel, call: PredictCall, max_bytes: int) 
     wanted = ("pixel_values", "images") if hosted.image_input else ("texts", "input_ids")
     if len(given) != 1 or given[0] not in wanted:
         raise invalid("inputs", f"exactly one of {' and '.join(wanted)} is needed by this model", given, "send one")
+    if call.text_pairs is not None and call.texts is None:
+        raise invalid("text_pair", "is the second segment of a text", given, "send text beside it")
+    if call.token_type_ids is not None and call.input_ids is None:
+        raise invalid("token_type_ids", "belongs to token ids", given, "send input_ids, or let the server tokenise")
     padding_avoided = 0
     if call.pixel_values is not None:
         items = _pixels(call.pixel_values)
     elif call.images is not None:
         items = await _decoded(hosted, call.images)
     elif call.texts is not None:
-        items = await _tokenised(hosted, call.texts, max_bytes)
+        items = await tokenised(hosted, call.texts, call.text_pairs, max_bytes)
     else:
-        items, padding_avoided = _sequences(hosted, call)
+        items, padding_avoided = sequences(hosted, call)
     if not 0 < len(items) <= MAX_ITEMS:
         raise invalid("inputs", f"must be 1 to {MAX_ITEMS} items", len(items), "send several requests")
     return _measured(hosted, items, padding_avoided, given[0])
@@ -74,7 +74,8 @@ def _measured(hosted: HostedModel, items: Sequence[Array], padding_avoided: int,
     assert hosted.predictor is not None
     for i, item in enumerate(items):
         try:
-            counts.append(hosted.predictor.num_tokens(item.shape))
+            shape = item.shape if hosted.image_input else item.shape[-1:]  # of a text perhaps [2, n], see its job
+            counts.append(hosted.predictor.num_tokens(shape))
         except ValueError as error:
             raise RequestError(Status.INVALID_ARGUMENT, f"{name}[{i}]: {error}") from error
     if (most := max(counts)) > hosted.item_tokens:
@@ -106,67 +107,6 @@ async def _decoded(hosted: HostedModel, files: Sequence[bytes]) -> list[Array]:
         return [decode_image(f"images[{i}]", data, wanted) for i, data in enumerate(files)]
 
     return await asyncio.get_running_loop().run_in_executor(None, decode)
-
-
-async def _tokenised(hosted: HostedModel, texts: Sequence[str], max_bytes: int) -> list[Array]:
-    if len(texts) > MAX_ITEMS:
-        raise invalid("text", f"must be 1 to {MAX_ITEMS} items", len(texts), "send several requests")
-
-    def encode() -> list[Array]:
-        return [_checked(hosted, tokenise(hosted, text, max_bytes, f"text[{i}]"), f"text[{i}]") for i, text in numbered]
-
-    numbered = list(enumerate(texts))
-    if sum(map(len, texts)) < INLINE_CHARS:
-        return encode()
-    return await asyncio.get_running_loop().run_in_executor(None, encode)
-
-
-def _sequences(hosted: HostedModel, call: PredictCall) -> tuple[list[Array], int]:
-    ids, lens, mask = call.input_ids, call.seq_lens, call.attention_mask
-    assert ids is not None
-    if ids.ndim == 2:
-        if lens is not None:
-            raise invalid("seq_lens", "belongs to ids without padding", list(ids.shape), "send attention_mask instead")
-        return _unpadded(hosted, ids, mask)
-    if mask is not None:
-        raise invalid("attention_mask", "belongs to padded ids [N, n]", list(ids.shape), "send seq_lens instead")
-    counts = [len(ids)] if lens is None else [int(n) for n in lens]
-    for i, count in enumerate(counts):
-        if count < 1:
-            raise invalid(f"seq_lens[{i}]", "must be >= 1", count, "leave empty sequences out")
-    if sum(counts) != len(ids):
-        raise invalid("seq_lens", f"must add up to the {len(ids)} tokens of input_ids", sum(counts), "send all lengths")
-    starts = np.cumsum([0, *counts]).tolist()
-    return [_checked(hosted, ids[a:b], "input_ids", a) for a, b in pairwise(starts)], 0
-
-
-def _unpadded(hosted: HostedModel, ids: Array, mask: Array | None) -> tuple[list[Array], int]:
-    if mask is None:
-        mask = np.ones_like(ids)
-    if mask.shape != ids.shape:
-        raise invalid("attention_mask", f"must have input_ids' shape {list(ids.shape)}", list(mask.shape), "send that")
-    rows = []
-    for i, (row, kept) in enumerate(zip(ids, mask, strict=True)):
-        if not ((kept == 0) | (kept == 1)).all():
-            raise invalid(f"attention_mask[{i}]", "must be 0 or 1", kept.tolist(), "mark tokens by 1, padding by 0")
-        (at,) = np.nonzero(kept)
-        if not len(at) or at[-1] - at[0] + 1 != len(at):
-            problem = "must mark one run of tokens"
-            raise invalid(f"attention_mask[{i}]", problem, kept.tolist(), "pad at one end only, and send no empty rows")
-        rows.append(_checked(hosted, row[at[0] : at[-1] + 1], f"input_ids[{i}]", int(at[0])))
-    return rows, ids.size - sum(map(len, rows))
-
-
-def _checked(hosted: HostedModel, ids: Sequence[int] | Array, name: str, offset: int = 0) -> Array:
-    """int32. ``name`` and ``offset``: what messages call the first id."""
-    array = np.asarray(ids, np.int64)
-    if not len(array):
-        raise invalid(name, "is empty", 0, "send at least one token")
-    wrong = np.nonzero((array < 0) | (array >= hosted.vocab_size))[0]
-    if len(wrong):
-        where, value = f"{name}[{offset + int(wrong[0])}]", int(array[wrong[0]])
-        raise invalid(where, f"must be in 0..{hosted.vocab_size - 1}", value, "use the model's vocabulary")
-    return array.astype(np.int32)
 
 
 def varies(shape: Sequence[int]) -> bool:

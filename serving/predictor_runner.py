@@ -34,11 +34,15 @@ class PredictorRunner:
 
 
 def item_of(data: Array, level: Level) -> Item:
-    """An item as the model takes it."""
+    """An item of a job as the model takes it."""
     if not data.flags.writeable:  # torch has no tensors that may only be read, and complains
         data = data.copy()
     tensor = torch.from_numpy(data)
-    return Item(tensor if data.dtype == np.float32 else tensor.long(), level.subnet, level.reduction)
+    if data.dtype == np.float32:
+        return Item(tensor, level.subnet, level.reduction)
+    rows = tensor.long()
+    ids, types = (rows, None) if rows.ndim == 1 else rows.unbind()
+    return Item(ids, level.subnet, level.reduction, types)
 
 
 def _result(output: ItemOutput, names: Sequence[str]) -> ItemResult:

@@ -37,12 +37,28 @@ async def prompt_ids(hosted: HostedModel, call: GenerateCall, max_bytes: int) ->
 def tokenise(hosted: HostedModel, text: str, max_bytes: int, name: str = "text") -> Sequence[int]:
     """Token ids of a text, called ``name`` in messages; none of the empty one if the tokenizer adds none. Raises
     RequestError (INVALID_ARGUMENT)."""
+    _check_text(hosted, text, max_bytes, name)
+    assert hosted.tokenizer is not None
+    return hosted.tokenizer.encode(text)
+
+
+def tokenise_pair(
+    hosted: HostedModel, text: str, pair: str, max_bytes: int, index: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Token ids and token types of the pair of texts at a place of a request. Raises RequestError
+    (INVALID_ARGUMENT)."""
+    _check_text(hosted, text, max_bytes, f"text[{index}]")
+    _check_text(hosted, pair, max_bytes, f"text_pair[{index}]")
+    assert hosted.tokenizer is not None
+    return hosted.tokenizer.encode_pair(text, pair)
+
+
+def _check_text(hosted: HostedModel, text: str, max_bytes: int, name: str) -> None:
     if hosted.tokenizer is None:
         raise invalid(name, "this model has no tokenizer", text, "send token ids instead")
     # A character takes at most four bytes: only texts near the limit need to be measured.
     if len(text) * 4 > max_bytes and (size := len(text.encode())) > max_bytes:
         raise invalid(name, f"at most {max_bytes} bytes", size, "shorten it")
-    return hosted.tokenizer.encode(text)
 
 
 def _checked_ids(hosted: HostedModel, ids: Sequence[int]) -> tuple[int, ...]:

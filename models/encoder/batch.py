@@ -35,6 +35,8 @@ class TextBatch:
     """int64 [T], T rows with the fillers."""
     positions: Tensor
     """int64 [T], each token's position in its text; 0 for fillers."""
+    token_types: Tensor | None = None
+    """int64 [T], 0 for fillers; None = all are 0."""
 
     @cached_property
     def rows(self) -> tuple[slice, ...]:
@@ -73,7 +75,17 @@ class TextBatch:
             cu_seqlens=bounds,
             token_ids=torch.cat([*(items[i].data for i in order), fillers]),
             positions=torch.from_numpy(positions),
+            token_types=_token_types([items[i] for i in order], fillers),
         )
+
+
+def _token_types(items: Sequence[Item], fillers: Tensor) -> Tensor | None:
+    if all(item.token_types is None for item in items):
+        return None
+    for item in items:
+        assert item.token_types is None or item.token_types.shape == item.data.shape, "one type a token"
+    types = [torch.zeros_like(item.data) if item.token_types is None else item.token_types for item in items]
+    return torch.cat([*types, fillers])
 
 
 def _size_first(item: Item) -> tuple[int, int, int]:

@@ -15,8 +15,10 @@ import torch
 
 from stepwell.models.encoder.families import family_of
 from stepwell.models.encoder.heads import HeadConfig
-from stepwell.models.encoder.pooling import Pooling, read_pooling
+from stepwell.models.encoder.pooling import Pooling
 from stepwell.models.encoder.positions import RelativePositions, RotaryLayer
+from stepwell.models.encoder.projection import ProjectionConfig
+from stepwell.models.encoder.sentences import Sentences, read_sentences
 from stepwell.models.fields import ConfigError, read_json
 from stepwell.models.ladder import Architecture
 from stepwell.models.one_shot import Task
@@ -43,7 +45,7 @@ class EncoderConfig:
     """Of the FFN; a name of :data:`~stepwell.models.kernels.activations.ACTIVATIONS`."""
     pad_token_id: int = 0
     type_vocab_size: int = 0
-    """Token types that the checkpoint has; every token is of type 0. 0 = none."""
+    """Token types that the checkpoint has, one a segment of a text; 0 = none."""
     embedding_size: int | None = None
     """Width of the embeddings if a projection to ``hidden_size`` follows (ALBERT); None = ``hidden_size``, none."""
     projects_before_norm: bool = False
@@ -69,6 +71,12 @@ class EncoderConfig:
     labels: tuple[str, ...] = ()
     """Names of the classes of a classification head."""
     pooling: Pooling = field(default_factory=Pooling)
+    projections: tuple[ProjectionConfig, ...] = ()
+    """Dense layers on the embedding, before it is normed."""
+    truncates_texts: bool = False
+    """See :class:`~stepwell.models.one_shot.OneShotConfig`."""
+    max_seq_length: int | None = None
+    """Tokens of a text at most by sentence-transformers' configuration; None = it says nothing."""
     dtype: torch.dtype = torch.float32
     """Precision the weights run in unless another is asked for: the stored one, but float32 for float16."""
 
@@ -109,7 +117,7 @@ class EncoderConfig:
     def outputs(self) -> Mapping[str, tuple[int, ...]]:
         """See :class:`~stepwell.models.one_shot.OneShotConfig`."""
         shapes: dict[str, tuple[int, ...]] = {
-            "embedding": (self.hidden_size,),
+            "embedding": (self.projections[-1].out_features if self.projections else self.hidden_size,),
             "last_hidden_state": (-1, self.hidden_size),
         }
         if self.head is not None:
@@ -120,16 +128,20 @@ class EncoderConfig:
     @property
     def max_tokens(self) -> int:
         """Tokens of the longest text."""
-        return self.max_positions - (self.pad_token_id + 1 if self.positions_after_padding else 0)
+        most = self.max_positions - (self.pad_token_id + 1 if self.positions_after_padding else 0)
+        return min(most, self.max_seq_length or most)
 
     def num_tokens(self, shape: Sequence[int]) -> int:
         """Tokens of a text whose ids have this shape. Raises InputError if the model cannot take it."""
         if len(shape) != 1 or shape[0] < 1:
             raise InputError(f"input_ids: expected the ids of one text, shape [n] with n >= 1, got {list(shape)}")
         if shape[0] > self.max_tokens:
-            raise InputError(
-                f"input_ids: {shape[0]} tokens, but the model takes at most {self.max_tokens}; shorten the text"
-            )
+            limit, remedy = f"the model takes at most {self.max_tokens}", "shorten the text"
+            if self.max_seq_length == self.max_tokens:
+                limit += " (max_seq_length of sentence-transformers' configuration)"
+            if self.truncates_texts:
+                remedy += ", or send it as text, which is cut to that"
+            raise InputError(f"input_ids: {shape[0]} tokens, but {limit}; {remedy}")
         return shape[0]
 
     @classmethod
@@ -139,11 +151,29 @@ class EncoderConfig:
 
     @classmethod
     def from_directory(cls, directory: Path) -> EncoderConfig:
-        """Read ``config.json`` and, for the pooling, the files of sentence-transformers. Raises ConfigError."""
+        """Read ``config.json`` and what sentence-transformers says of embeddings and lengths. Raises ConfigError."""
         file = directory / "config.json"
         document = read_json(file)
         try:
             config = cls.from_hf(document)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from error
-        return replace(config, pooling=read_pooling(directory))
+        return config.with_sentences(read_sentences(directory))
+
+    def with_sentences(self, found: Sentences) -> EncoderConfig:
+        """This encoder with what sentence-transformers adds. Raises ConfigError unless the sizes agree."""
+        size = self.hidden_size
+        for projection in found.projections:
+            if projection.in_features != size:
+                raise ConfigError(
+                    f"{projection.folder}/config.json: in_features: expected {size}, the width of what comes before, "
+                    f"got {projection.in_features}; restore the file"
+                )
+            size = projection.out_features
+        return replace(
+            self,
+            pooling=found.pooling,
+            projections=found.projections,
+            truncates_texts=found.truncates,
+            max_seq_length=found.max_seq_length,
+        )

@@ -1,4 +1,4 @@
-"""What the layers start from: words and, where a family has them, positions and token type 0; summed and normed."""
+"""What the layers start from: words and, where a family has them, positions and token types; summed and normed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Embeddings(nn.Module):
             self.project = nn.Linear(size, config.hidden_size, bias=not config.projects_before_norm)
 
     def forward(self, batch: TextBatch) -> Tensor:
-        """Token ids and positions of a batch -> [T, D]."""
+        """Token ids, positions and token types of a batch -> [T, D]."""
         x = F.embedding(batch.token_ids, self.word.weight)
         if (added := self._added(batch)) is not None:
             x = x + added
@@ -41,11 +41,17 @@ class Embeddings(nn.Module):
         return F.layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps)
 
     def _added(self, batch: TextBatch) -> Tensor | None:
-        """What is added to the words: of each row [T, E], the same for all [E], or None."""
-        token_type = None if self.token_type is None else self.token_type.weight[0]
+        """What is added to the words: of each row [T, E], the same for all [E], or None. A model without token types
+        takes no notice of them."""
+        types = None if self.token_type is None else self.token_type.weight
+        if types is not None and batch.token_types is not None:
+            of_rows = F.embedding(batch.token_types, types)
+            return of_rows if self.position is None else of_rows + self._placed(batch, self.position.weight)
         if self.position is None:
-            return token_type
-        places = self.position.weight if token_type is None else self.position.weight + token_type
+            return None if types is None else types[0]
+        return self._placed(batch, self.position.weight if types is None else self.position.weight + types[0])
+
+    def _placed(self, batch: TextBatch, places: Tensor) -> Tensor:
         return F.embedding(self._positions(batch), places)
 
     def _positions(self, batch: TextBatch) -> Tensor:

@@ -11,6 +11,7 @@ from stepwell.models.encoder.batch import TextBatch
 from stepwell.models.encoder.config import EncoderConfig
 from stepwell.models.encoder.families import family_of
 from stepwell.models.encoder.heads import Head
+from stepwell.models.encoder.projection import Projection
 from stepwell.models.kernels.linear import SliceLinear
 from stepwell.models.layers.split_cost import MeasuredCost, SlicedFFN
 from stepwell.models.layers.staircase import WideRule
@@ -25,7 +26,7 @@ Beyond, the fillers cost more than generating it (about 1 ms a shape, four shape
 class Encoder(nn.Module):
     """Embeddings, layers and, if the checkpoint has one, a head; the parts are those of the configuration's family.
 
-    Fulfils :class:`~stepwell.models.one_shot.OneShotModel`. ``Item.data`` are token ids; token types are all 0.
+    Fulfils :class:`~stepwell.models.one_shot.OneShotModel`. ``Item.data`` are token ids.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -44,6 +45,7 @@ class Encoder(nn.Module):
         self.head: Head | None = None
         if config.head is not None:
             self.head = Head(config.head, config.hidden_size, config.norm_eps, self._word_table)
+        self.projections = nn.ModuleList(Projection(projection) for projection in config.projections)
         self.linear = SliceLinear()
         self.run_wide: WideRule | None = None
 
@@ -98,7 +100,7 @@ class Encoder(nn.Module):
     def _output(self, name: str, x_TD: Tensor, batch: TextBatch) -> Sequence[Tensor]:
         """One output of every text, float32, in the order of the batch."""
         if name == "embedding":
-            return self.config.pooling(x_TD, batch).unbind()
+            return self.config.pooling(x_TD, batch, self.projections).unbind()
         if name == "last_hidden_state":
             x_TD = x_TD.float()
             return [x_TD[rows] for rows in batch.rows]

@@ -57,6 +57,8 @@ class ViTConfig:
     """Whether they have position embeddings; otherwise the patches alone have."""
     interpolate: bool = False
     """Whether position embeddings are interpolated for images of another size."""
+    resampling: Literal["bicubic", "bilinear"] = "bicubic"
+    """How they are."""
     antialias: bool = False
     """Whether they are smoothed in that, as timm does."""
     pooling: Pooling = "cls"
@@ -73,6 +75,8 @@ class ViTConfig:
     model_type: str = "vit"
     vocab_size: int = 0
     max_tokens: int = 0
+    type_vocab_size: int = 0
+    truncates_texts: bool = False
 
     def __post_init__(self) -> None:
         if min(self.image_size) < self.patch_size:

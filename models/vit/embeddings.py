@@ -16,7 +16,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         size, patch = config.hidden_size, config.patch_size
-        self.base_grid, self.antialias = config.base_grid, config.antialias
+        self.base_grid, self.resampling, self.antialias = config.base_grid, config.resampling, config.antialias
         self.projection = nn.Conv2d(config.num_channels, size, patch, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size)) if config.num_prefix else None
         distilled = config.num_prefix - config.num_registers > 1
@@ -36,12 +36,14 @@ class Embeddings(nn.Module):
         return torch.cat([*prefix, patches], dim=1) + self.positions(grid)
 
     def positions(self, grid: Grid) -> Tensor:
-        """Position embeddings [1, tokens, D], zeros where a token has none; those of patches resampled bicubically for
-        another grid, in float32."""
+        """Position embeddings [1, tokens, D], zeros where a token has none; those of patches resampled for another
+        grid, in float32."""
         prefix, patches = self.position_embeddings.split([self.num_placed, self.base_grid.num_patches], dim=1)
         if grid != self.base_grid:
             plane = patches.unflatten(1, self.base_grid[:2]).permute(0, 3, 1, 2).float()
-            plane = F.interpolate(plane, size=grid[:2], mode="bicubic", align_corners=False, antialias=self.antialias)
+            plane = F.interpolate(
+                plane, size=grid[:2], mode=self.resampling, align_corners=False, antialias=self.antialias
+            )
             patches = plane.flatten(2).transpose(1, 2).to(prefix.dtype)
         elif self.num_placed == grid.num_prefix:
             return self.position_embeddings

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -13,8 +14,10 @@ from torch import nn
 
 from stepwell.models.fields import ConfigError, read_json
 from stepwell.models.vit.config import ViTConfig
+from stepwell.models.vit.dpt import Dpt
+from stepwell.models.vit.dpt_config import DptConfig
 from stepwell.models.vit.model import ViT
-from stepwell.models.vit.names import module_names, stored_name
+from stepwell.models.vit.names import dpt_names, module_names, stored_name
 from stepwell.models.vit.segformer import Segformer
 from stepwell.models.vit.segformer_config import SegformerConfig
 from stepwell.models.vit.timm_config import from_timm
@@ -22,14 +25,18 @@ from stepwell.models.weights import WEIGHTS_FILE, fill
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
+AnyConfig: TypeAlias = ViTConfig | SegformerConfig | DptConfig
 
-def read_config(directory: Path) -> ViTConfig | SegformerConfig:
+
+def read_config(directory: Path) -> AnyConfig:
     """Read ``config.json`` in the layout of transformers or timm. Raises ConfigError naming file and field."""
     path = directory / "config.json"
     document = read_json(path)
     try:
         if "architecture" in document and "model_type" not in document:
             return from_timm(document)
+        if document.get("model_type") == "dpt":
+            return DptConfig.from_hf(document)
         is_segformer = document.get("model_type") == "segformer"
         return SegformerConfig.from_hf(document) if is_segformer else ViTConfig.from_hf(document)
     except ConfigError as error:
@@ -37,21 +44,23 @@ def read_config(directory: Path) -> ViTConfig | SegformerConfig:
 
 
 def read_vit_config(directory: Path) -> ViTConfig:
-    """As :func:`read_config`, of what must be a vision transformer without stages. Raises ConfigError."""
+    """As :func:`read_config`, of what must be a vision transformer without stages and neck. Raises ConfigError."""
     config = read_config(directory)
     if not isinstance(config, ViTConfig):
-        problem = f"model_type: {config.model_type!r} has stages; use one of vit, deit, dinov2 or timm's layout"
+        problem = (
+            f"model_type: {config.model_type!r} has stages or a neck; use one of vit, deit, dinov2 or timm's layout"
+        )
         raise ConfigError(f"{directory / 'config.json'}: {problem}")
     return config
 
 
-def load_model(directory: Path, config: ViTConfig | SegformerConfig, dtype: torch.dtype) -> ViT | Segformer:
+def load_model(directory: Path, config: AnyConfig, dtype: torch.dtype) -> ViT | Segformer | Dpt:
     """The model of a checkpoint with its weights, frozen. Raises ModelLoadError naming the file and the tensor."""
-    return (
-        load_vit(directory, config, dtype)
-        if isinstance(config, ViTConfig)
-        else _load_segformer(directory, config, dtype)
-    )
+    if isinstance(config, ViTConfig):
+        return load_vit(directory, config, dtype)
+    with torch.device("meta"):
+        model = Dpt(config) if isinstance(config, DptConfig) else Segformer(config)
+    return _fill(model, directory, config.model_type, dtype)
 
 
 def load_vit(directory: Path, config: ViTConfig, dtype: torch.dtype) -> ViT:
@@ -61,14 +70,9 @@ def load_vit(directory: Path, config: ViTConfig, dtype: torch.dtype) -> ViT:
     return _fill(vit, directory, config.model_type, dtype)
 
 
-def _load_segformer(directory: Path, config: SegformerConfig, dtype: torch.dtype) -> Segformer:
-    with torch.device("meta"):
-        model = Segformer(config)
-    return _fill(model, directory, config.model_type, dtype)
-
-
 def _fill(model: _Module, directory: Path, model_type: str, dtype: torch.dtype) -> _Module:
-    fill(model, directory, dtype, model_type, lambda name: module_names(model_type, name))
+    names = dpt_names if model_type == "dpt" else partial(module_names, model_type)
+    fill(model, directory, dtype, model_type, names)
     return model.requires_grad_(False).eval()
 
 

@@ -6,7 +6,8 @@ serving (:meth:`ViT.run`, any mix).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from stepwell.models.vit.heads import ClassifierHead, LinearSegmenter, MaskTrans
 from stepwell.models.vit.layers import Layer
 from stepwell.models.vit.reducers.base import Pass, Reducer, Schedule, build_reducers
 from stepwell.models.vit.tally import full_schedule, tokens_kept
+
+Note: TypeAlias = Callable[[int, Tensor], None]
+"""Called with the index of a layer and the rows as they leave it, which the next one may write to."""
 
 
 class ViT(nn.Module):
@@ -62,8 +66,7 @@ class ViT(nn.Module):
         outputs: dict[int, ItemOutput] = {}
         for group, x_BTD in zip(groups, split(x_TD, groups), strict=True):
             found = self._outputs(x_BTD, group.grid, group.way, wanted)
-            schedule = self.schedule(group.subnet, group.reduction, group.grid)
-            kept = tokens_kept(schedule, group.subnet, group.grid.num_tokens)
+            kept = self.kept(group)
             for place, index in enumerate(group.indices):
                 outputs[index] = ItemOutput({name: found[name][place].float() for name in wanted}, kept)
         return [outputs[index] for index in range(len(items))]
@@ -90,8 +93,30 @@ class ViT(nn.Module):
         """For every layer that the item's sub-network reaches, where each patch was when it ran."""
         maps: list[LayerMap] = []
         groups = self._group([item])
-        self._run_layers(self._embed(groups[0], [item.data]), groups, maps)
+        note: Note = lambda layer, x_TD: maps.append(layer_map(groups[0].way, groups[0].grid))  # noqa: E731
+        self._run_layers(self._embed(groups[0], [item.data]), groups, note)
         return maps
+
+    @torch.inference_mode()
+    def tap(self, items: Sequence[Item], layers: Collection[int]) -> list[tuple[Group, list[Tensor]]]:
+        """Run a packed batch of items and read all tokens of the grid after some layers, from the lowest on: of each
+        group of items that run alike [items, tokens, D] a layer, without the final norm. Errors as of :meth:`run`."""
+        groups = self._group(items)
+        taps: list[list[Tensor]] = [[] for _ in groups]
+
+        def note(layer: int, x_TD: Tensor) -> None:
+            if layer in layers:
+                for group, found, x_BTD in zip(groups, taps, split(x_TD, groups), strict=True):
+                    found.append(group.way.restore(x_BTD).clone())
+
+        x_TD = torch.cat([self._embed(group, [items[i].data for i in group.indices]) for group in groups])
+        self._run_layers(x_TD, groups, note)
+        return list(zip(groups, taps, strict=True))
+
+    def kept(self, group: Group) -> int:
+        """Tokens that a layer runs of each of a group's items, on average."""
+        schedule = self.schedule(group.subnet, group.reduction, group.grid)
+        return tokens_kept(schedule, group.subnet, group.grid.num_tokens)
 
     def schedule(self, subnet: SubNetwork, reduction: Reduction | None, grid: Grid) -> Schedule:
         """Tokens that attention and FFN of each layer up to the sub-network's depth run for one item."""
@@ -141,7 +166,8 @@ class ViT(nn.Module):
         group.num_tokens = x_BTD.shape[1]
         return x_BTD.flatten(0, 1)
 
-    def _run_layers(self, x_TD: Tensor, groups: Sequence[Group], maps: list[LayerMap] | None = None) -> Tensor:
+    def _run_layers(self, x_TD: Tensor, groups: Sequence[Group], note: Note | None = None) -> Tensor:
+        """``note`` is called after each layer."""
         depth = max((group.subnet.depth for group in groups), default=0)
         for index, layer in enumerate(self._layers()[:depth]):
             x_TD = _reduce(x_TD, groups, index, "before_layer")
@@ -153,8 +179,8 @@ class ViT(nn.Module):
             channels = plan_spans([group.subnet.ffn_channels[index] for group in groups], rows)
             x_TD = layer.run_ffn(x_TD, channels, self.linear)
             x_TD = _reduce(x_TD, groups, index, "after_layer")
-            if maps is not None:
-                maps.append(layer_map(groups[0].way, groups[0].grid))
+            if note is not None:
+                note(index, x_TD)
         return x_TD
 
     def _layers(self) -> list[Layer]:

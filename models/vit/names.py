@@ -67,6 +67,17 @@ _STAGES = (
     (r"encoder\.layer_norm\.(\d+)\.", r"stages.\1.norm."),
     (r"decode_head\.linear_c\.(\d+)\.proj\.", r"head.projections.\1."),
 )
+_DPT = (
+    (r"neck\.reassemble_stage\.readout_projects\.(\d+)\.0\.", r"neck.reassemble.\1.readout."),
+    (r"neck\.reassemble_stage\.layers\.(\d+)\.", r"neck.reassemble.\1."),
+    (r"neck\.convs\.(\d+)\.", r"neck.convolutions.\1."),
+    (r"neck\.fusion_stage\.layers\.(\d+)\.", r"neck.fusion.\1."),
+    (r"head\.head\.0\.", r"head.convolution."),
+    (r"head\.head\.1\.", r"head.norm."),
+    (r"head\.head\.4\.", r"head.classifier."),
+)
+_DPT_UNUSED = ("auxiliary_head.", "neck.fusion_stage.layers.0.residual_layer1.")
+"""What helps training only, and the branch for a coarser plane where there is none."""
 _LAYERS = {"timm": "blocks."}
 _TABLES: Mapping[str, Mapping[str, str]] = {
     "vit": _HF,
@@ -98,6 +109,17 @@ def module_names(model_type: str, stored: str) -> tuple[str, ...]:
         if _find(fragment, name):
             return tuple(_replace(fragment, each, name) for each in ours.split("|"))
     return (name,)
+
+
+def dpt_names(stored: str) -> tuple[str, ...]:
+    """As :func:`module_names`, of a checkpoint of DPT, whose backbone is called as ViT."""
+    if stored.startswith("dpt."):
+        return tuple(f"backbone.{name}" for name in module_names("vit", stored.removeprefix("dpt.")))
+    if stored.startswith(_DPT_UNUSED) or stored.endswith(".num_batches_tracked"):
+        return ()
+    for pattern, ours in _DPT:
+        stored = re.sub(f"^{pattern}", ours, stored)
+    return (stored,)
 
 
 def stored_name(name: str) -> str:

@@ -16,6 +16,7 @@ from stepwell.models.kernels.activations import ACTIVATIONS
 from stepwell.models.kernels.linear import SliceLinear
 from stepwell.models.ladder import SubNetwork
 from stepwell.models.one_shot import Item, ItemOutput
+from stepwell.models.vit.fixed_norm import FixedBatchNorm
 from stepwell.models.vit.segformer_config import SegformerConfig, StageConfig
 
 
@@ -150,7 +151,7 @@ class _Decoder(nn.Module):
         size = config.decoder_size
         self.projections = nn.ModuleList(nn.Linear(stage.hidden_size, size) for stage in config.stages)
         self.fuse = nn.Conv2d(size * len(config.stages), size, 1, bias=False)
-        self.norm = _FixedBatchNorm(size)
+        self.norm = FixedBatchNorm(size)
         self.classifier = nn.Conv2d(size, config.num_labels, 1)
 
     def forward(self, planes: Sequence[Tensor]) -> Tensor:
@@ -163,22 +164,6 @@ class _Decoder(nn.Module):
         fused = F.relu(self.norm(self.fuse(torch.cat(parts[::-1], dim=1))))
         logits: Tensor = self.classifier(fused)
         return logits
-
-
-class _FixedBatchNorm(nn.Module):
-    """Batch norm by the statistics in the checkpoint."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
-        self.register_buffer("running_mean", torch.zeros(size))
-        self.register_buffer("running_var", torch.ones(size))
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return F.batch_norm(x_BCHW, self.running_mean, self.running_var, self.weight, self.bias)
 
 
 def _apply(x_RD: Tensor, proj: nn.Linear, linear: SliceLinear) -> Tensor:

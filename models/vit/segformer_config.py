@@ -56,6 +56,8 @@ class SegformerConfig:
     """What it was trained at, mostly; it takes others."""
     vocab_size: int = 0
     max_tokens: int = 0
+    type_vocab_size: int = 0
+    truncates_texts: bool = False
     task: Task = "segment"
 
     @cached_property

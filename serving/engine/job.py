@@ -38,7 +38,8 @@ class OneShotJob:
     """``prompt_tokens`` = tokens of all items for the unreduced model; ``max_tokens`` = 1; ``unit_tokens`` = tokens of
     each item if they are all the same, else ``prompt_tokens``."""
     items: tuple[Array, ...]
-    """Token ids, int32 [n]; or pixels, float32 [3, H, W], normalised as the model wants them."""
+    """Token ids, int32 [n], or [2, n] with token types below; or pixels, float32 [3, H, W], normalised as the model
+    wants them."""
     outputs: tuple[str, ...]
     """Names of the outputs that are wanted."""
 

@@ -56,12 +56,14 @@ class Wire:
         self,
         model: str,
         given: Mapping[str, Any],
+        beside: Mapping[str, Any],
         outputs: Sequence[str],
         slo: Mapping[str, Any],
         pins: Mapping[str, Any],
         timeout_s: float | None,
     ) -> api.Prediction:
-        """Send a request and wait; ``given`` is exactly one form of input, None values are left unset."""
+        """Send a request and wait; ``given`` is exactly one form of input, ``beside`` its second segments and token
+        types. None values are left unset."""
         try:
             request = pb.PredictRequest(model=model, outputs=outputs, slo=_set(pb.Slo, slo))
             for key, value in pins.items():
@@ -71,6 +73,7 @@ class Wire:
             if len(stated) != 1:
                 raise ValueError(f"inputs: exactly one of {', '.join(given)} is needed, got {sorted(stated)}")
             _put_input(request, **stated)
+            _put_segments(request, **beside)
         except (TypeError, ValueError) as error:
             raise api.RequestFailedError("INVALID_ARGUMENT", f"request: cannot be sent ({error})", None) from error
         with _failures():
@@ -135,6 +138,25 @@ def _put_input(
     if token_ids is not None:
         request.token_ids.sequences.extend(pb.TokenIds(ids=ids) for ids in token_ids)
         request.token_ids.SetInParent()
+
+
+def _put_segments(
+    request: pb.PredictRequest, text_pairs: Sequence[str] | None, token_type_ids: Sequence[Sequence[int]] | None
+) -> None:
+    if text_pairs is not None:
+        _check_segments(request, "text_pairs", text_pairs, "texts", len(request.texts.texts))
+        request.texts.text_pairs.extend(text_pairs)
+    if token_type_ids is not None:
+        _check_segments(request, "token_type_ids", token_type_ids, "token_ids", len(request.token_ids.sequences))
+        request.token_ids.token_type_ids.extend(pb.TokenTypeIds(ids=types) for types in token_type_ids)
+
+
+def _check_segments(request: pb.PredictRequest, name: str, values: Sequence[Any], of: str, count: int) -> None:
+    """None at all cannot be told from none sent."""
+    if request.WhichOneof("input") != of:
+        raise ValueError(f"{name}: belongs to {of}, which is not given; send both")
+    if len(values) != count:
+        raise ValueError(f"{name}: must be one for each of the {count} {of}, got {len(values)}; send all of them")
 
 
 def _chunk(response: pb.GenerateResponse) -> api.Chunk:

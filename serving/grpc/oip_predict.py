@@ -22,7 +22,9 @@ _IMAGE_INPUTS = (
 )
 _TEXT_INPUTS = (
     TensorSpec("text", BYTES, (-1,)),
+    TensorSpec("text_pair", BYTES, (-1,)),
     TensorSpec("input_ids", "INT64", (-1,), (-1, -1)),
+    TensorSpec("token_type_ids", "INT64", (-1,), (-1, -1)),
     TensorSpec("seq_lens", "INT64", (-1,)),
     TensorSpec("attention_mask", "INT64", (-1, -1)),
 )
@@ -31,7 +33,7 @@ _TEXT_INPUTS = (
 def inputs_of(hosted: HostedModel) -> list[TensorSpec]:
     """What a model takes: any one of images or texts, in any one form."""
     specs = _IMAGE_INPUTS if hosted.image_input else _TEXT_INPUTS
-    return [spec for spec in specs if hosted.tokenizer is not None or spec.name != "text"]
+    return [spec for spec in specs if hosted.tokenizer is not None or spec.name not in ("text", "text_pair")]
 
 
 def outputs_of(hosted: HostedModel) -> list[TensorSpec]:
@@ -52,8 +54,10 @@ def to_call(
         model=request.model_name,
         pixel_values=_array(tensors, "pixel_values"),
         images=_elements(tensors, "image"),
-        texts=None if "text" not in tensors else [as_text(value) for value in tensors["text"]],
+        texts=_texts(tensors, "text"),
+        text_pairs=_texts(tensors, "text_pair"),
         input_ids=_array(tensors, "input_ids"),
+        token_type_ids=_array(tensors, "token_type_ids"),
         seq_lens=_array(tensors, "seq_lens"),
         attention_mask=_array(tensors, "attention_mask"),
         outputs=_output_names(request, hosted),
@@ -72,6 +76,10 @@ def _elements(tensors: Mapping[str, Tensor], name: str) -> list[bytes] | None:
     tensor = tensors.get(name)
     assert tensor is None or isinstance(tensor, list)
     return tensor
+
+
+def _texts(tensors: Mapping[str, Tensor], name: str) -> list[str] | None:
+    return None if name not in tensors else [as_text(value) for value in tensors[name]]
 
 
 def _output_names(request: pb.ModelInferRequest, hosted: HostedModel) -> tuple[str, ...]:

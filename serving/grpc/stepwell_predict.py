@@ -13,7 +13,7 @@ from stepwell.serving.grpc.stepwell_converters import objectives, to_report
 from stepwell.serving.handoff import Chunk
 from stepwell.serving.hosted import HostedModel
 from stepwell.serving.pb import stepwell_pb2 as pb
-from stepwell.serving.predict_call import PredictCall
+from stepwell.serving.predict_call import PredictCall, Ragged, ragged
 from stepwell.serving.predict_job import joined
 
 
@@ -21,21 +21,24 @@ def to_predict_call(
     request: pb.PredictRequest, metadata: Mapping[str, str], time_remaining_s: float | None
 ) -> PredictCall:
     """Request -> call. Raises RequestError (INVALID_ARGUMENT)."""
-    kind, sequences = request.WhichOneof("input"), request.token_ids.sequences
-    ids = [token for sequence in sequences for token in sequence.ids]
-    has_ids = kind == "token_ids"
+    kind = request.WhichOneof("input")
     return PredictCall(
         model=request.model,
         pixel_values=_to_array(request.pixel_values) if kind == "pixel_values" else None,
         images=list(request.images.files) if kind == "images" else None,
         texts=list(request.texts.texts) if kind == "texts" else None,
-        input_ids=np.array(ids, np.int64) if has_ids else None,
-        seq_lens=np.array([len(sequence.ids) for sequence in sequences], np.int64) if has_ids else None,
+        text_pairs=list(request.texts.text_pairs) or None,
+        **(_sequences(request.token_ids) if kind == "token_ids" else Ragged())._asdict(),
         outputs=tuple(request.outputs),
         parameters=objectives(request, "min_quality", "operating_point", "token_budget"),
         metadata=metadata,
         time_remaining_s=time_remaining_s,
     )
+
+
+def _sequences(message: pb.TokenSequences) -> Ragged:
+    types = [types.ids for types in message.token_type_ids]
+    return ragged([sequence.ids for sequence in message.sequences], types or None)
 
 
 def to_predict_response(hosted: HostedModel, chunk: Chunk) -> pb.PredictResponse:

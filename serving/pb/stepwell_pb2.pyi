@@ -116,16 +116,26 @@ class EncodedImages(_message.Message):
     def __init__(self, files: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Texts(_message.Message):
-    __slots__ = ("texts",)
+    __slots__ = ("texts", "text_pairs")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_PAIRS_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
+    text_pairs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., text_pairs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TokenTypeIds(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TokenSequences(_message.Message):
-    __slots__ = ("sequences",)
+    __slots__ = ("sequences", "token_type_ids")
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_TYPE_IDS_FIELD_NUMBER: _ClassVar[int]
     sequences: _containers.RepeatedCompositeFieldContainer[TokenIds]
-    def __init__(self, sequences: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ...) -> None: ...
+    token_type_ids: _containers.RepeatedCompositeFieldContainer[TokenTypeIds]
+    def __init__(self, sequences: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., token_type_ids: _Optional[_Iterable[_Union[TokenTypeIds, _Mapping]]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
     __slots__ = ("model", "pixel_values", "images", "texts", "token_ids", "outputs", "slo", "min_quality", "operating_point", "token_budget")

@@ -82,7 +82,7 @@ class Pass:
         return None
 
     def restore(self, x_BTD: Tensor) -> Tensor:
-        """All tokens of the grid [items, num_tokens, D], from the last ones: for outputs of every patch."""
+        """All tokens of the grid [items, num_tokens, D], from those that left a layer: for outputs of every patch."""
         assert x_BTD.shape[1] == self.grid.num_tokens, "tokens are missing at the end, and nobody can restore them"
         return x_BTD
 

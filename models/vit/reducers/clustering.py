@@ -120,9 +120,11 @@ class _Clusters(Pass):
         return torch.cat([prefix, clusters.to(prefix.dtype)], dim=1)
 
     def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
-        if layer != self.last:
+        return self.restore(x_BTD) if layer == self.last else x_BTD
+
+    def restore(self, x_BTD: Tensor) -> Tensor:
+        if self._closeness is None or x_BTD.shape[1] == self.grid.num_tokens:
             return x_BTD
-        assert self._closeness is not None
         prefix, clusters = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
         clusters = clusters.to(self._closeness[0].dtype)
         patches = reconstruct(clusters, self._closeness, self._bands, self.settings.num_nearest).to(prefix.dtype)

@@ -38,25 +38,25 @@ class Pair:
     vit: ViT
 
 
-def _randomise(model: nn.Module) -> None:
+def _randomise(model: nn.Module, scale: float = 0.2) -> None:
     """Weights large enough that every part of the model shows in the outputs."""
     generator = torch.Generator().manual_seed(7)
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
         if not weight.is_floating_point():
             continue
-        noise = torch.randn(weight.shape, generator=generator) * 0.2
+        noise = torch.randn(weight.shape, generator=generator) * scale
         scale_like = ("norm" in name and "weight" in name) or "lambda" in name or "running_var" in name
         weight.data.copy_((1 + noise).abs() if scale_like else noise)
 
 
 @pytest.fixture(scope="session")
 def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
-    """``(class name in transformers, extra=keys added to config.json, **config fields) -> Pair``."""
+    """``(class name in transformers, extra=keys of config.json, scale=of the weights, **config fields) -> Pair``."""
 
-    def make(kind: str, extra: dict[str, Any] | None = None, **fields: Any) -> Pair:
+    def make(kind: str, extra: dict[str, Any] | None = None, scale: float = 0.2, **fields: Any) -> Pair:
         cls = getattr(transformers, kind)
         reference = cls(cls.config_class(**{**TINY, "num_labels": 5, **fields})).eval().requires_grad_(False)
-        _randomise(reference)
+        _randomise(reference, scale)
         path = tmp_path_factory.mktemp(kind) / "model"
         reference.save_pretrained(path)
         if extra:

@@ -1,4 +1,4 @@
-"""The engine in a process of its own: images and answers cross as they are."""
+"""The engine in a process of its own: images, token types and answers cross as they are."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def test_answers_are_those_of_an_engine_in_a_thread(hosting_classifier, hosting_
         for model, given, here in (
             ("classifier", image, hosting_classifier),
             ("encoder", {"texts": ["abc", "d"]}, hosting_encoder),
+            ("encoder", {"token_ids": [[1, 7, 2], [5]], "token_type_ids": [[0, 1, 1], [0]]}, hosting_encoder),
         ):
             answer = there.predict(model, **given)
             with Client(here.address) as client:
