@@ -129,6 +129,14 @@ def positive(text: str) -> float:
     return value
 
 
+def duration(text: str) -> float:
+    """Type of an option: a number >= 0."""
+    value = float(text)
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be >= 0 and finite, got {text}")
+    return value
+
+
 def _fraction(text: str) -> float:
     if not 0.0 <= (value := float(text)) <= 1.0:
         raise argparse.ArgumentTypeError(f"must be in [0, 1], got {text}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwell.serving.cli.bench_options import class_shares, positive, share
+from stepwell.serving.cli.bench_options import class_shares, duration, positive, share
 from stepwell.serving.cli.output import UsageError, add_json_option, print_json, say, table
 
 if TYPE_CHECKING:
@@ -61,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="spread of step times: sigma of a log-normal factor (default %(default)s, 0 = none)",
     )
+    around = parser.add_argument_group(
+        "what surrounds the engines", "By default nothing does: steps alone take time. See benchmarks/slo/calibrate.py."
+    )
+    around.add_argument("--slowness", type=positive, default=1.0, metavar="X", help="steps take X times their cost ...")
+    around.add_argument("--step-ms", type=duration, default=0.0, metavar="MS", help="... and so much more, each")
+    around.add_argument("--call-ms", type=duration, default=0.0, metavar="MS", help="to read a call, one at a time")
+    around.add_argument("--token-ms", type=duration, default=0.0, metavar="MS", help="to write a token, likewise")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of load, classes and noise (default 0)")
     parser.add_argument("--plot", type=Path, metavar="F.png", help="save attainment, quality and goodput against load")
     add_json_option(parser)
@@ -98,7 +105,7 @@ def _simulate(
     args: argparse.Namespace, config: ServerConfig
 ) -> tuple[dict[str, Any], dict[str, list[tuple[float, Summary]]]]:
     """The document of ``--json``, and the summaries by policy."""
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from stepwell.serving.replay.items import are_built_in, deadlines_note, item_classes, typical_tokens
     from stepwell.serving.replay.simulate import capacity, simulate
@@ -127,6 +134,7 @@ def _simulate(
         "replicas": args.replicas,
         "routing": args.routing,
         "noise": args.noise,
+        "surroundings": asdict(setup.surroundings),
         "seed": args.seed,
         "runs": runs,
     }, summaries
@@ -138,6 +146,7 @@ def _setup(args: argparse.Namespace, config: ServerConfig) -> tuple[Setup, str]:
 
     from stepwell.serving.replay.sim_model import limits_of, open_sim_model
     from stepwell.serving.replay.simulate import FULL_QUALITY, Setup
+    from stepwell.serving.replay.surroundings import Surroundings
 
     chosen = config.model(args.model) or next((m for m in config.models if m.source == args.model), None)
     if chosen is None:
@@ -145,7 +154,18 @@ def _setup(args: argparse.Namespace, config: ServerConfig) -> tuple[Setup, str]:
     say(f"{args.model}: reading what its steps cost (the first time on a machine, measuring it)")
     model, cost_source = open_sim_model(replace(chosen, profile=args.profile), config.threads)
     limits = limits_of(chosen, model)
-    setup = Setup(model, FULL_QUALITY, config.slo_classes, limits, args.replicas, args.routing, args.noise, args.seed)
+    around = Surroundings(args.slowness, args.step_ms / 1e3, args.call_ms / 1e3, args.token_ms / 1e3)
+    setup = Setup(
+        model=model,
+        policy=FULL_QUALITY,
+        classes=config.slo_classes,
+        limits=limits,
+        replicas=args.replicas,
+        routing=args.routing,
+        noise=args.noise,
+        seed=args.seed,
+        surroundings=around,
+    )
     return setup, cost_source
 
 

@@ -25,6 +25,17 @@ def test_the_document_has_every_policy_at_every_load(stepwell):
     assert stepwell("simulate", *FEW, "--policies", "max_quality,fixed:min", "--json").document == document
 
 
+def test_a_busy_machine_serves_fewer(stepwell):
+    around = ("--slowness", "2", "--step-ms", "1", "--call-ms", "3", "--token-ms", "0.5")
+    quiet = stepwell("simulate", *FEW, "--policies", "max_quality", "--json").document
+    busy = stepwell("simulate", *FEW, "--policies", "max_quality", *around, "--json").document
+    assert busy["surroundings"] == {"slowness": 2.0, "step_s": 0.001, "call_s": 0.003, "token_s": 0.0005}
+    assert busy["capacity"] < quiet["capacity"] / 2
+    refused = stepwell("simulate", *FEW, "--call-ms", "-1")
+    assert refused.status == 2
+    assert "--call-ms: must be >= 0" in refused.err
+
+
 def test_a_trace_gives_tables_and_a_picture(stepwell, tmp_path):
     trace = tmp_path / "short.csv"
     lines = [f"2023-11-16 18:17:{second:02}.5,{900 * second},{5 * second}" for second in range(1, 60)]
