@@ -260,6 +260,7 @@ def _priced(
     level = prices.span(request)[0] if limited else 0
     token_s = prices.decode[level] + prices.key[level] * (max(context, longest) if prices.padded else context)
     seen = context - 0.5 * (tokens + prompt - min(prompt, limits.max_step_tokens))
+    seen = max(seen, min(context, 0.5 * prompt))
     row_s = prices.row[level] + prices.fixed(1)[0] / limits.max_step_tokens
     prompt_s = (prices.pair[level] * seen + row_s) * prompt + prices.prompt[level]
     return row, token_s, prompt_s, [time for time in (prompt_due_s, end_s) if time < math.inf]

@@ -84,7 +84,8 @@ class _Clock:
 
     def row_s(self, request: Request) -> float:
         """A row of its prompt."""
-        return (self._prices.row[-1] + request.prompt_tokens * self._prices.pair[-1]) * self._slowness
+        seen = request.reach_tokens or request.prompt_tokens
+        return (self._prices.row[-1] + seen * self._prices.pair[-1]) * self._slowness
 
     def step_s(self, num_sequences: int, keys: int) -> float:
         """A step in which so many sequences decode."""

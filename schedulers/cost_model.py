@@ -159,7 +159,7 @@ class StepCostModel:
             rows[level] += num_tokens
             if num_tokens != 1:
                 calls[level] += 1
-                pairs[level] += num_tokens * end  # as in chunk_pairs
+                pairs[level] += num_tokens * (request.reach_tokens or end)  # as in chunk_pairs
             elif end < shared_context:
                 shared[level] += 1
                 if end > longest[level]:
@@ -215,7 +215,7 @@ class _Tally:
         """Sequences whose attention is a call of its own."""
         self.keys = [0] * num_levels
         """Keys that those of them read that decode."""
-        self.pairs = [0] * num_levels
+        self.pairs: list[float] = [0] * num_levels
         """Pairs of the others; of backfilled tokens, those beyond what the level they left at has had."""
 
     def add_backfill(self, request: Request, num_tokens: int, point: OperatingPoint) -> None:

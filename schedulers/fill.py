@@ -232,7 +232,8 @@ class StepFill:
             candidate = self._moved(candidate, self._kept_level(candidate))
         level = candidate.level
         num_tokens = min(request.known_tokens - request.computed_tokens, self._tokens)
-        row_s = prices.row[level] + prices.pair[level] * (request.computed_tokens + num_tokens)
+        seen = request.reach_tokens or request.computed_tokens + num_tokens
+        row_s = prices.row[level] + prices.pair[level] * seen
         once_s = prices.prompt[level] + candidate.backfill_s + self._deeper_s(level)
         fitting = int((left_s - once_s) / row_s)
         if fitting < num_tokens:

@@ -93,8 +93,9 @@ def bill(
     if not has_prompts:
         return Bill(levels, token_s, None, fixed_s)
     rows = work[:, PROMPT]
-    # Pairs: each of a prompt's chunks is a rectangle up to its last token.
+    # Pairs: each of a prompt's chunks is a rectangle up to its last token, or as far as it reaches if that is less.
     seen = context - 0.5 * (work[:, TOKENS] + rows - np.minimum(rows, limits.max_step_tokens))
+    np.maximum(seen, np.minimum(context, 0.5 * rows), out=seen)
     prompt_s = at.pair_s * seen
     prompt_s += (
         prices.rung_row_s(num_decoding, limits.max_step_tokens)[:num_rungs]

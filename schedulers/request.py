@@ -105,6 +105,9 @@ class Request:
     unit_tokens: int = 1
     """A slice of its prompt has a multiple of so many tokens: an image or a text that is answered in one step cannot
     be computed in pieces. Divides ``prompt_tokens``; a step must have room for one."""
+    reach_tokens: float = 0.0
+    """Tokens that each of its tokens attends to, on average, where these are not all that are known: of several texts
+    that are answered as a whole each attends to itself. 0 = all."""
     may_switch: bool = False
     """Whether its operating point may change among ``points`` from token to token (the ladder says its keys and values
     are exact or approximate across levels). Otherwise it stays where it started."""
@@ -162,7 +165,8 @@ class Request:
         self.start_by_s = min(self.deadline_s, self.queue_deadline_s)
         second_due_s = self.first_due_s + slo.tpot_s
         prompt = self.prompt_tokens
-        whole = row(prompt, due_s, self.max_tokens - 1, second_due_s, slo.tpot_s, self.deadline_s, prompt)
+        reach = self.reach_tokens or prompt
+        whole = row(prompt, due_s, self.max_tokens - 1, second_due_s, slo.tpot_s, self.deadline_s, reach)
         self.whole_work, self.decoding_work = pack(whole), pack(before_decoding(whole))
 
     @property

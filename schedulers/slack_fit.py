@@ -59,7 +59,7 @@ class SlackFit(Priced):
     def _latencies(self, queue: Sequence[Request], prices: LevelCosts) -> Array:
         """[units, levels]: seconds of a step of the first so many units, all at one level."""
         rows = np.array([min(r.pending_tokens, self.limits.max_step_tokens) for r in queue], np.float64)[:, None]
-        keys = np.array([r.known_tokens for r in queue], np.float64)[:, None]
+        keys = np.array([r.reach_tokens or r.known_tokens for r in queue], np.float64)[:, None]
         decode_s = prices.decode_s + keys * prices.key_s
         prompt_s = prices.prompt_s + rows * (prices.row_s + keys * prices.pair_s)
         units_s = np.where(rows > 1.0, prompt_s, decode_s)

@@ -34,7 +34,9 @@ up to 0.)"""
 _ROW = Struct(f"{NUM_COLUMNS}d")
 
 
-def row(prompt: int, due_s: float, tokens: int, next_due_s: float, tpot_s: float, deadline_s: float, known: int) -> Row:
+def row(
+    prompt: int, due_s: float, tokens: int, next_due_s: float, tpot_s: float, deadline_s: float, known: float
+) -> Row:
     """A row of :data:`Work`.
 
     Args:
@@ -44,7 +46,7 @@ def row(prompt: int, due_s: float, tokens: int, next_due_s: float, tpot_s: float
         next_due_s: when the first of these is due; inf = never.
         tpot_s: time between two of them; inf = not asked.
         deadline_s: when all is due; inf = never.
-        known: tokens that are known now.
+        known: tokens that are known now, as far as its tokens attend to them.
     """
     context = known + 0.5 * tokens
     if next_due_s < math.inf and tpot_s > 0.0:

@@ -279,6 +279,7 @@ class DataPlane:
             hard_deadline_s=parsed.hard_deadline_s,
             queue_deadline_s=parsed.queue_deadline_s,
             unit_tokens=found.unit_tokens,
+            reach_tokens=found.reach_tokens,
         )
         return OneShotJob(request, found.items, outputs)
 

@@ -27,6 +27,8 @@ class PredictInput:
     """Of all items, to the unreduced model."""
     unit_tokens: int
     """Of each item if they are all the same, else of all."""
+    reach_tokens: float = 0.0
+    """Of its own item, that a token attends to: the mean over all tokens."""
     padding_avoided: int = 0
     """Tokens of padding that came and were not computed."""
 
@@ -83,7 +85,8 @@ def _measured(hosted: HostedModel, items: Sequence[Array], padding_avoided: int,
         raise invalid(name, problem, most, "send less, or raise max_step_tokens in the server's configuration")
     same = min(counts) == most
     total = sum(counts)
-    return PredictInput(tuple(items), total, most if same else total, padding_avoided)
+    reach = sum(count * count for count in counts) / total
+    return PredictInput(tuple(items), total, most if same else total, reach, padding_avoided)
 
 
 def _pixels(values: Array) -> list[Array]:

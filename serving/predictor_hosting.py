@@ -89,10 +89,11 @@ def without_keys(ladders: LadderSet) -> LadderSet:
     return LadderSet(ladders.architecture, bared, ladders.default, ladders.quality_metric)
 
 
-def made_up_item(config: OneShotConfig, level: Level) -> Item:
-    """An item to measure with: noise, since reducers look at what they are given."""
+def made_up_item(config: OneShotConfig, level: Level, num_tokens: int = 0) -> Item:
+    """An item to measure with: noise, since reducers look at what they are given. ``num_tokens``: of a text that is not
+    a typical one."""
     generator = torch.Generator().manual_seed(0)
-    shape = item_shape(config)
+    shape = (num_tokens,) if num_tokens else item_shape(config)
     if config.vocab_size:
         data = torch.randint(config.vocab_size, shape, generator=generator)
     else:
@@ -132,10 +133,11 @@ def measure_predictor(
         predictor.model,
         ladders.ladders[ladders.default],
         {name: point.cost for name, point in predictor.points.items()},
-        lambda name: made_up_item(stated, ladders.level(name)),
+        lambda name, num_tokens: made_up_item(stated, ladders.level(name), num_tokens),
         tuple(stated.outputs),
         stated.num_tokens(item_shape(stated)),
         step_tokens(config, stated),
+        stated.max_tokens,
         progress,
     )
     return PredictorProfile(key, curves, time.monotonic() - start)

@@ -72,12 +72,13 @@ def _from_request(request: Request) -> Packed:
         request.hard_deadline_s,
         request.queue_deadline_s,
         request.unit_tokens,
+        request.reach_tokens,
         request.may_switch,
     )
 
 
 def _to_request(packed: Packed, points: Mapping[str, OperatingPoint]) -> Request:
-    name, arrival_s, slo, point_names, prompt, most, hard_s, queue_s, unit, may_switch = packed
+    name, arrival_s, slo, point_names, prompt, most, hard_s, queue_s, unit, reach, may_switch = packed
     return Request(
         request_id=name,
         arrival_s=arrival_s,
@@ -88,6 +89,7 @@ def _to_request(packed: Packed, points: Mapping[str, OperatingPoint]) -> Request
         hard_deadline_s=hard_s,
         queue_deadline_s=queue_s,
         unit_tokens=unit,
+        reach_tokens=reach,
         may_switch=may_switch,
     )
 

@@ -52,7 +52,8 @@ def through(kind: int, *items: object, chunk: int) -> list[object]:
 def test_a_job(slo, names, prompt, times, sampling, stop, flag, chunk) -> None:
     arrival_s, hard_s, queue_s = times
     points = tuple(POINTS[name] for name in names)
-    request = Request("r-1", arrival_s, slo, points, len(prompt), 7, hard_s, queue_s, may_switch=flag)
+    unit, reach = 1 + 3 * flag, 2.5 * flag
+    request = Request("r-1", arrival_s, slo, points, len(prompt), 7, hard_s, queue_s, unit, reach, flag)
     job = GenerationJob(request, prompt, sampling, stop, flag)
     (packed,) = through(m.SUBMIT, m.from_job(job), chunk=chunk)
     assert repr(m.to_job(packed, POINTS)) == repr(job), "all fields: nan, of what has not been yet, equals nothing"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwell.models.ladder import Architecture, parse_ladders
+from stepwell.models.ladder import Architecture, SubNetwork, parse_ladders
+from stepwell.models.one_shot import Item
 from stepwell.schedulers.plan import Capacity, Limits, Slice
 from stepwell.schedulers.registry import create_policy
 from stepwell.schedulers.request import SLO, OperatingPoint, Request
-from stepwell.serving.predictor_costs import PointCurves, ascending
+from stepwell.serving import predictor_costs
+from stepwell.serving.predictor_costs import PointCurves, ascending, measure_points
 
 TOKENS = 65
 BUDGETS = (0.25, 0.5, 1.0)
@@ -27,6 +31,7 @@ LADDERS = parse_ladders(
     },
     Architecture(2, 4, 64, frozenset({"merge"})),
 )
+DEPTH = replace(LADDERS, ladders={"depth": LADDERS.ladders["depth"]}, default="depth")
 POINTS = tuple(OperatingPoint(b, 0.5 + b / 2, "merge", level, b) for level, b in enumerate(BUDGETS))
 CURVES = PointCurves(
     num_tokens=(TOKENS, 2 * TOKENS, 4 * TOKENS),
@@ -110,3 +115,78 @@ def test_a_quality_floor_is_kept_to() -> None:
     waiting = [request(2, floored, deadline_s=0.08, min_quality=0.7) for _ in range(4)]
     plan = policy.plan(0.0, waiting, [], Capacity(1, 1, 1, {p.name: 0 for p in POINTS}), MODEL)
     assert {s.point.quality for s in plan.slices} <= {0.75, 1.0}
+
+
+TEXT, LONG = 64, 512
+TEXT_POINTS = tuple(OperatingPoint(c, q, "depth", level) for level, (c, q) in enumerate(((0.5, 0.5), (1.0, 1.0))))
+PAIR_S, CALL_S = 1e-6, 1e-3
+
+
+def text_s(level: int, lengths: Sequence[int]) -> float:
+    """A machine by hand: 10 ms a step, then for each half of the layers 0.1 ms a token, pairs, and calls."""
+    tokens, pairs = sum(lengths), sum(n * n for n in lengths)
+    return 0.01 + (level + 1) * (1e-4 * tokens + PAIR_S * pairs + CALL_S * len(set(lengths)))
+
+
+class TextModel:
+    """Its clock is the tests'. Batches run as their first item does."""
+
+    now = 0.0
+
+    def run(self, items: Sequence[Item], wanted: Sequence[str]) -> None:
+        self.now += text_s(len(items[0].subnet.kv_groups) - 1, [len(item.data) for item in items])
+
+
+@pytest.fixture
+def text_curves(monkeypatch: pytest.MonkeyPatch) -> PointCurves:
+    """Measured on that machine."""
+    model = TextModel()
+    monkeypatch.setattr(predictor_costs.time, "perf_counter", lambda: model.now)
+
+    def make_item(name: str, num_tokens: int) -> Item:
+        level = int(name[-1])
+        return Item(torch.zeros(num_tokens or TEXT), SubNetwork((1,) * (level + 1), (1,) * (level + 1)))
+
+    ladder, shares = LADDERS.ladders["depth"], {"depth:0": 0.5, "depth:1": 1.0}
+    found = measure_points(model, ladder, shares, make_item, (), TEXT, 1024, LONG)  # type: ignore[arg-type]
+    return replace(found, mixed={})
+
+
+def text_request(level: int, *lengths: int, **slo: float) -> Request:
+    """One request of texts."""
+    tokens = sum(lengths)
+    reach = sum(n * n for n in lengths) / tokens
+    points = (TEXT_POINTS[level],)
+    return Request("", 0.0, SLO(**slo), points, tokens, 1, unit_tokens=tokens, reach_tokens=reach)
+
+
+def text_slice(level: int, *lengths: int) -> Slice:
+    return Slice(text_request(level, *lengths), sum(lengths), TEXT_POINTS[level])
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("lengths", [(64,), (100,), (512,), (30, 50, 70, 90), (16, 400, 200)])
+def test_texts_of_any_length_are_predicted(text_curves, level, lengths) -> None:
+    """From typical, long and ragged ones: the quadratic part of attention, and a call for each length."""
+    assert text_curves.pair_s["depth:1"] == pytest.approx(2 * PAIR_S, rel=1e-3)
+    assert text_curves.call_s["depth:1"] == pytest.approx(2 * CALL_S, rel=1e-3)
+    predicted = text_curves.cost_model(DEPTH).raw_s([text_slice(level, length) for length in lengths])
+    assert predicted == pytest.approx(text_s(level, lengths), rel=0.02)
+
+
+def test_texts_of_one_request_attend_each_to_itself(text_curves) -> None:
+    model = text_curves.cost_model(DEPTH)
+    together = model.raw_s([text_slice(1, 30, 50, 70, 90)])
+    apart = model.raw_s([text_slice(1, n) for n in (30, 50, 70, 90)])
+    assert together == pytest.approx(apart - 3 * 2 * CALL_S, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["staircase", "slack_fit", "clockwork"])
+def test_policies_do_not_take_many_texts_for_a_long_one(text_curves, name) -> None:
+    """32 texts of 32 tokens take some 0.3 s; one text of as many tokens would take 2.3 s."""
+    policy = create_policy(name, Limits(max_step_tokens=2048))
+    waiting = [text_request(1, *[32] * 32, deadline_s=1.5)]
+    capacity = Capacity(1, 1, 1, {p.name: 0 for p in TEXT_POINTS})
+    plan = policy.plan(0.0, waiting, [], capacity, text_curves.cost_model(DEPTH))
+    assert [s.num_tokens for s in plan.slices] == [1024]
+    assert not plan.drops

@@ -53,6 +53,16 @@ def test_every_form_of_texts_is_packed(hosting_encoder, wire, oip, expected, for
     wire.eventually(lambda: (sample("prompt") or 0.0) >= before[0] + sum(lens))
 
 
+def test_the_engine_knows_that_each_text_attends_to_itself(hosting_encoder, oip, monkeypatch) -> None:
+    engine, jobs = hosting_encoder.engine("encoder"), []
+    submit = engine.submit
+    monkeypatch.setattr(engine, "submit", lambda job, sink: (jobs.append(job), submit(job, sink)))
+    tensors = {"input_ids": np.arange(1, 31), "seq_lens": np.array([5, 10, 15])}
+    hosting_encoder.oip.ModelInfer(oip.request("encoder", tensors), timeout=20)
+    (job,) = jobs
+    assert job.request.reach_tokens == pytest.approx((25 + 100 + 225) / 30)
+
+
 def test_only_what_is_asked_for_is_answered(hosting_encoder, oip, expected) -> None:
     request = oip.request("encoder", {"text": [TEXTS[0].encode()]}, operating_point="width:0")
     request.outputs.add(name="embedding")
