@@ -60,7 +60,8 @@ def test_every_unit_that_some_level_runs_is_measured(decoder: Decoder) -> None:
     assert all(len(curve) == len(units.rows) and min(curve) > 0.0 for curve in curves)
     assert units.rows == ROWS
     assert units.shared_context == CONFIG.max_positions + 1
-    assert units.attend[2].pair_s > 0.0
+    costs = units.attend[2]
+    assert costs.row_s + costs.pair_s + costs.call_s > 0.0  # which of them is a matter of timing
     assert seen[0][0] == 0
     assert all(done < total for done, total in seen)
 

@@ -130,10 +130,8 @@ class World:
         self.store = self.cache.keys.numpy().reshape(-1)
         self.fault_rate = rng.choice((0.0, 0.0, 0.02, 0.2))
         self.policy = policy
-        self.step_began_s, self.num_tokens = -1.0, 0
-        """When the engine's present step began (what fails is run again, later), and how much is in it."""
-        self.least_urgent_s = -math.inf
-        """Of those in it."""
+        self.step_began_s, self.num_tokens, self.least_urgent_s = -1.0, 0, -math.inf
+        """When the engine's present step began (what fails is run again, later), how much is in it, and who."""
         believed = StepCostModel.linear(list(POINTS.values()), self.scale / 20, self.scale / 2)
         bias, late_bias = rng.choice((1.0, 1.0, 0.3, 3.0)), rng.choice((1.0, 1.0, 2.0))
         turning_s = self.scale * rng.uniform(0, 100)
@@ -143,15 +141,10 @@ class World:
 
         self.requests: dict[str, Request] = {}
         self.prompts: dict[str, Sequence[int]] = {}
+        noise = rng.choice((0.0, 0.05, 0.5))
         self.sim = SimRunner(
-            self.requests,
-            seconds,
-            clock=self.clock,
-            sleep_until=self.clock.advance_to,
-            noise=rng.choice((0.0, 0.05, 0.5)),
-            seed=seed,
-            faults=self.fault,
-        )
+            self.requests, seconds, clock=self.clock, sleep_until=self.clock.advance_to,
+            noise=noise, seed=seed, faults=self.fault)  # fmt: skip
         costs = StepCostModel(believed.overhead_s, believed.output_s, believed.ladders, OnlineCorrection())
         self.engine = Engine(
             runner=self,
