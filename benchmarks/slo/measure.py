@@ -50,8 +50,8 @@ ASKED = {"tight": (4.5, 1.35), "normal": (22.5, 4.5), "relaxed": (90.0, 13.5)}
 """Time to first token and per token of each class, in units of what a prompt of :data:`UNIT_TOKENS` tokens takes at
 full quality: so a slower machine is asked for no more than a faster one. With a unit of 22 ms, ``tight`` and ``normal``
 are the server's own; ``relaxed`` is short enough for a run to outlast it."""
-PATIENCE_S = 300.0
-"""Of the client: no request is to end because its call does."""
+PATIENCE_S = 90.0
+"""Of the client: longer than any class grants. Only who is served far too late is given up on."""
 UNIT_TOKENS = 256
 SIM_NOISE = 0.1
 FITTING = 0.99

@@ -69,8 +69,19 @@ def _head(document: Mapping[str, Any]) -> list[str]:
         document["hardware"], "",
         f"Load 1 = {document['capacity']:.3g} requests/s; requests of a run: {_sizes(document)}.",
         "; ".join(document["notes"]) + ".",
-        f"Classes: {classes}.", "",
+        f"Classes: {classes}.", *_surroundings(document), "",
     ]  # fmt: skip
+
+
+def _surroundings(document: Mapping[str, Any]) -> list[str]:
+    found = document.get("surroundings")
+    if found is None:
+        return []
+    return [
+        f"Measured around the engine, for the simulation: steps take {found['slowness']:.2f} times their profile and "
+        f"{found['step_s'] * 1e3:.1f} ms more; the endpoint and the client take {found['call_s'] * 1e3:.2f} ms a call, "
+        f"{found['token_s'] * 1e3:.2f} ms a token."
+    ]
 
 
 def _sizes(document: Mapping[str, Any]) -> str:
