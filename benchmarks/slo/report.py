@@ -77,11 +77,12 @@ def _surroundings(document: Mapping[str, Any]) -> list[str]:
     found = document.get("surroundings")
     if found is None:
         return []
-    return [
+    steps = (
         f"Measured around the engine, for the simulation: steps take {found['slowness']:.2f} times their profile and "
         f"{found['step_s'] * 1e3:.1f} ms more; the endpoint and the client take {found['call_s'] * 1e3:.2f} ms a call, "
         f"{found['token_s'] * 1e3:.2f} ms a token."
-    ]
+    )
+    return [steps]
 
 
 def _sizes(document: Mapping[str, Any]) -> str:
