@@ -48,13 +48,19 @@ class SlackFit(Priced):
         """See :class:`~stepwell.schedulers.priced.Priced`."""
         room = Room(capacity, running, self.limits)
         queue = sorted(chain(running, in_line(waiting)[: room.seats]), key=by_urgency)
+        slices = self._batch(now, queue, room, model)
+        if running and not slices:  # the most urgent wait for pages: those that hold them go on
+            slices = self._batch(now, sorted(running, key=by_urgency), room, model)
+        return StepPlan(slices, drops, *model.foresee(slices)) if slices else StepPlan((), drops)
+
+    def _batch(self, now: float, queue: Sequence[Request], room: Room, model: StepCostModel) -> list[Slice]:
+        """``queue``: most urgent first."""
         if not queue:
-            return StepPlan((), drops)
+            return []
         prices = self.price_lists.of(model, queue)
         latencies = self._latencies(queue, prices) * model.correction.upper("mixed")
         batch, level = fit(latencies, slack_s(queue[0], now, self.limits.max_step_tokens))
-        slices = self._slices(queue[:batch], level, room)
-        return StepPlan(slices, drops, *model.foresee(slices))
+        return self._slices(queue[:batch], level, room)
 
     def _latencies(self, queue: Sequence[Request], prices: LevelCosts) -> Array:
         """[units, levels]: seconds of a step of the first so many units, all at one level."""

@@ -55,3 +55,11 @@ def test_who_may_not_switch_or_kept_exit_states_stays(make) -> None:
 
 def test_a_long_prompt_divides_its_slack_among_its_steps(make) -> None:
     assert slack_s(make.request(prompt_tokens=20, ttft_s=1.0), 0.2, max_step_tokens=8) == pytest.approx(0.8 / 3)
+
+
+def test_while_the_most_urgent_waits_for_pages_those_that_run_go_on(make) -> None:
+    urgent, runs = make.request(prompt_tokens=8, ttft_s=0.0001), [make.decoding(may_switch=True) for _ in range(6)]
+    policy = SlackFit(Limits())
+    assert policy.plan(0.0, [urgent], [], make.capacity(free_pages=0), make.model()).slices[0].request is urgent
+    result = policy.plan(0.0, [urgent], runs, make.capacity(free_pages=0), make.model())
+    assert {s.request for s in result.slices} == {*runs}
