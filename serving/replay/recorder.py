@@ -16,10 +16,9 @@ ROUNDING = 1e-9
 class Recorder:
     """The observer of the engines of a simulation, and the maker of their sinks. Request ids are arrival numbers."""
 
-    def __init__(self, clock: Callable[[], float], delivered: Callable[[], float] | None = None) -> None:
-        """``clock``: the engines'; ``delivered``: when output that an engine hands over now reaches its client, at once
-        if it is not given."""
-        self._clock, self._delivered = clock, delivered or clock
+    def __init__(self, clock: Callable[[], float], delivered: Callable[[], float]) -> None:
+        """``clock``: the engines'; ``delivered``: when output that an engine hands over now reaches its client."""
+        self._clock, self._delivered = clock, delivered
         self._meters: dict[str, LatenessMeter] = {}
         self._output_times: dict[str, tuple[float, float]] = {}
         """When the first output and the last so far reached their client."""
