@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepwell.schedulers.correction import KINDS
+from stepwell.schedulers.correction import KINDS, Spread
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.demand import Demand
 from stepwell.schedulers.fill import longest_s
@@ -69,7 +69,7 @@ class Book:
         members: whom something was promised; those that are over do not count.
         first: the first newcomer.
         now: time.
-        model: its 90th percentile is used.
+        model: of many steps together it says more than of one.
         limits: seats, and tokens of a step.
         price_lists: of the policy.
         ahead: what of the members' work counts as done already.
@@ -86,15 +86,17 @@ class Book:
         ahead: Sequence[Slice] = (),
     ) -> None:
         correction = model.correction
-        self.slowness = max(correction.upper("decode"), correction.upper("mixed"))
-        """Actual over predicted seconds, 90th percentile."""
+        self.spread = correction.overall
+        """Of actual over predicted seconds."""
+        slowness = max(correction.upper(kind) for kind in KINDS)
         self.unsteadiness = max(correction.upper(kind) / correction.median(kind) for kind in KINDS)
         """The same over its median."""
         begun, fresh, self._put_back_by = _parted(members)
         self._prices = prices = price_lists.of(model, [*begun, *fresh, first])
         self._limits = limits
         self._fixed_s = prices.fixed(len(begun) + 1)[0]
-        self.step_s = longest_s(prices, len(begun), self.slowness) * self.slowness
+        self._step_s = longest_s(prices, len(begun), slowness)
+        self.step_s = self._step_s * slowness
         """How long the step may take that runs meanwhile, if it is not known."""
         self._longest = max([r.known_tokens for r in begun], default=0)
         work = work_left(begun, fresh).work
@@ -135,7 +137,7 @@ class Book:
         over_s *= self._fixed_s
         over_s += due_s
         over_s += own_s
-        over_s *= self.slowness
+        over_s = self.spread.seconds(over_s, self._step_s)
         over_s -= SHARE * times
         over_s = over_s[own_s + own_steps > 0.0]
         worst_s = np.maximum.reduce(over_s, initial=-math.inf).item() + SHARE * start_s
@@ -196,7 +198,7 @@ class Book:
         prices, keys = self._prices, (sum_context + self._added_context) / self._num
         token_s = prices.fixed(seats)[0] / seats + prices.decode[0] + keys * prices.key[0]
         until_seated_s = token_s * (sum_tokens + self._added_tokens) / self._num * (num_ahead - seats + 1)
-        return until_seated_s * self.slowness - SHARE * (due_s - start_s)
+        return self.spread.seconds(until_seated_s, self._step_s) - SHARE * (due_s - start_s)
 
     @cached_property
     def _sums_of_members(self) -> tuple[float, float]:
@@ -204,16 +206,17 @@ class Book:
         return float(self._work[:, CONTEXT].sum()), float(self._work[:, TOKENS].sum())
 
 
-def overrun_alone_s(request: Request, start_s: float, prices: LevelCosts, slowness: float, limits: Limits) -> float:
-    """:meth:`Book.overrun_s` of a book without members. ``slowness``: actual over predicted seconds."""
+def overrun_alone_s(request: Request, start_s: float, prices: LevelCosts, spread: Spread, limits: Limits) -> float:
+    """:meth:`Book.overrun_s` of a book without members. ``spread``: of actual over predicted seconds."""
     row, token_s, prompt_s, instants = _priced(request, prices, 0, limits)
     fixed_s, worst_s = prices.fixed(1)[0], -math.inf
+    step_s = longest_s(prices, 0, spread.upper)
     _, prompt_due_s, tokens, rate, offset, _, _, _ = row
     for time in instants:
         due = max(min(rate * time + offset, tokens), 0.0)
         own_s = due * token_s + (prompt_s if prompt_due_s <= time else 0.0)
         if own_s > 0.0 or due > 0.0:
-            worst_s = max(worst_s, (own_s + due * fixed_s) * slowness - SHARE * (time - start_s))
+            worst_s = max(worst_s, spread.seconds(own_s + due * fixed_s, step_s) - SHARE * (time - start_s))
     return worst_s
 
 

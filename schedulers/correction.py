@@ -13,6 +13,9 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
+from typing import NamedTuple, TypeVar
+
+from stepwell.schedulers.work import Array
 
 KINDS = ("decode", "mixed")
 """Steps that are predicted, and corrected, apart: those in which everybody generates a token, and all others."""
@@ -24,10 +27,34 @@ OUTSIDE = 7
 """... which it has if so many of them lie beyond the same decile of those before: once in a million steps by chance."""
 KEPT = 24
 """Ratios kept from before a change."""
+FADE = 0.97
+"""By how much less a step counts than the one after it when kinds are weighed."""
+PAUSE = 2.0
+"""Of the 90th percentile: what took longer was a pause, which counts as so long in the mean."""
 PRIOR_SPREAD = 0.15
 """Standard deviation of log ratios assumed before any are known."""
 _NORMAL_QUANTILES = (-1.53, -1.04, -0.73, -0.49, -0.27, -0.09, 0.09, 0.27, 0.49, 0.73, 1.04, 1.53)
 """Of a standard normal variable, at 1/16 and then 1/12 apart."""
+
+
+Seconds = TypeVar("Seconds", float, Array)
+
+
+class Spread(NamedTuple):
+    """Actual over raw seconds of single steps."""
+
+    mean: float
+    upper: float
+    """90th percentile."""
+
+    def seconds(self, raw_s: Seconds, step_s: float) -> Seconds:
+        """What ``raw_s`` take nine times in ten if they are a row of steps of ``step_s`` (raw) each.
+
+        Steps deviate from their mean independently of each other, so the sum of n deviates by sqrt(n) times as much as
+        one of them: for its length, 1 / sqrt(n).
+        """
+        deviation: Seconds = (1.0 + raw_s / step_s) ** -0.5
+        return raw_s * (self.mean + (self.upper - self.mean) * deviation)
 
 
 class OnlineCorrection:
@@ -39,6 +66,10 @@ class OnlineCorrection:
     def __init__(self) -> None:
         self._tracks: dict[str, _Track] = {}
         self._unknown = _Track()
+        self._raw_s: dict[str, float] = {}
+        """Of the recent steps of each kind."""
+        self.overall = Spread(self._unknown.mean, self._unknown.upper)
+        """Of all kinds, each as far as time was spent on it lately."""
 
     def median(self, kind: str) -> float:
         """Median of actual over raw seconds of recent steps; 1 before any."""
@@ -61,6 +92,14 @@ class OnlineCorrection:
         """A step predicted (uncorrected) to take ``raw_s`` took ``actual_s``; if either is 0, nothing is learned."""
         if raw_s > 0.0 and 0.0 < actual_s < math.inf:
             self._tracks.setdefault(kind, _Track()).add(actual_s / raw_s)
+            self._raw_s = {known: FADE * sum_s for known, sum_s in self._raw_s.items()}
+            self._raw_s[kind] = self._raw_s.get(kind, 0.0) + raw_s
+            self.overall = self._over_all_kinds()
+
+    def _over_all_kinds(self) -> Spread:
+        all_s = sum(self._raw_s.values())
+        shares = [(self._tracks[kind], raw_s / all_s) for kind, raw_s in self._raw_s.items()]
+        return Spread(sum(track.mean * share for track, share in shares), sum(track.upper * s for track, s in shares))
 
 
 class _Track:
@@ -76,7 +115,7 @@ class _Track:
         self._num_covered = 0
         self._errors: list[float] = []
         """Ascending."""
-        self.median, self.upper = 1.0, quantile(self._ranked, 0.9)
+        self.median, self.mean, self.upper = 1.0, 1.0, quantile(self._ranked, 0.9)
         self.error = self.coverage = math.nan
 
     def add(self, ratio: float) -> None:
@@ -89,6 +128,11 @@ class _Track:
         if self._num_seen <= RECENT or self._has_changed():
             self._recentre()
         self.median, self.upper = quantile(self._ranked, 0.5), quantile(self._ranked, 0.9)
+        most = PAUSE * self.upper
+        self.mean = (sum(self._ranked) - sum([ratio - most for ratio in self._above(most)])) / len(self._ranked)
+
+    def _above(self, ratio: float) -> list[float]:
+        return self._ranked[bisect_left(self._ranked, ratio) :]
 
     def _score(self, ratio: float) -> None:
         if len(self._scores) == WINDOW:

@@ -1,7 +1,7 @@
 """Refusing at once what cannot be met: the demand bound at the smallest allowed points.
 
 A request is accepted only if, with it, everything that has been promised can still be in time when everybody runs at
-the smallest point allowed, by the 90th percentile of the cost model. So quality is given up first, and requests are
+the smallest point allowed, nine times in ten by the cost model. So quality is given up first, and requests are
 refused when there is none left to give.
 """
 
@@ -26,7 +26,7 @@ class Promises(Admission):
         now: when this is made.
         waiting: requests without a seat.
         running: requests with one.
-        model: its 90th percentile is used.
+        model: says how long steps take, and how sure that is.
         limits: seats, and tokens of a step.
         price_lists: of the policy.
         step: what begins now; it is work that is as good as done, and until it ends nothing else is. None = unknown.
@@ -63,7 +63,7 @@ class Promises(Admission):
             book.add(entry)
             return None
         prices = self._price_lists.of(self._model, [request])
-        alone_s = overrun_alone_s(request, now, prices, book.slowness, self._limits)
+        alone_s = overrun_alone_s(request, now, prices, book.spread, self._limits)
         if alone_s > 0.0:
             return Drop(request, DropReason.HOPELESS, None, alone_s)
         # Before a step has begun its plan may still drop others.

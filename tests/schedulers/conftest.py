@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from stepwell.schedulers.correction import OnlineCorrection
+from stepwell.schedulers.correction import OnlineCorrection, Spread
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.plan import Capacity
 from stepwell.schedulers.request import SLO, OperatingPoint, Phase, Request
@@ -72,23 +72,27 @@ def _decoding(**kwargs: Any) -> Request:
 
 
 class Exact(OnlineCorrection):
-    """The machine is exactly as fast as the profile says, or ``slowness`` times slower."""
+    """The machine is exactly as fast as the profile says, or ``slowness`` times slower; a step in ten takes ``upper``
+    times as long as that."""
 
-    def __init__(self, slowness: float = 1.0) -> None:
+    def __init__(self, slowness: float = 1.0, upper: float = 1.0) -> None:
         super().__init__()
-        self._slowness = slowness
+        self._slowness, self._upper = slowness, slowness * upper
+        self.overall = Spread(slowness, slowness * upper)
 
     def median(self, kind: str) -> float:
         return self._slowness
 
     def upper(self, kind: str) -> float:
-        return self._slowness
+        return self._upper
 
 
-def _model(points: Sequence[OperatingPoint] = POINTS, *, row_s: float = 0.004, slowness: float = 1.0) -> StepCostModel:
+def _model(
+    points: Sequence[OperatingPoint] = POINTS, *, row_s: float = 0.004, slowness: float = 1.0, upper: float = 1.0
+) -> StepCostModel:
     """A row takes ``row_s`` at the full model, its share of that at smaller points, a step 1 ms besides."""
     model = StepCostModel.linear(points, full_row_s=row_s, overhead_s=0.001)
-    model.correction = Exact(slowness)
+    model.correction = Exact(slowness, upper)
     return model
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stepwell.schedulers.book import SHARE, Book, overrun_alone_s
 from stepwell.schedulers.demand import Demand
+from stepwell.schedulers.fill import longest_s
 from stepwell.schedulers.pace import MAX_CHECKS, bill, limited_spans
 from stepwell.schedulers.plan import Limits, Slice
 from stepwell.schedulers.prices import PriceLists
@@ -24,9 +25,10 @@ class Reference:
     """The definition: everything is summed anew, at the same instants."""
 
     def __init__(self, members, now, model, prices, limits) -> None:
-        self.prices, self.limits, self.slowness = prices, limits, model.correction.upper("mixed")
+        self.prices, self.limits, self.spread = prices, limits, model.correction.overall
         self.begun = [r for r in members if r.phase.name == "RUNNING" or r.generated_tokens]
         self.fresh = [r for r in members if r not in self.begun]
+        self.step_s = longest_s(prices, len(self.begun), self.spread.upper)
         self.fixed_s = prices.fixed_s(len(self.begun) + 1)[0]
         self.times = check_times(self.work(), now, MAX_CHECKS)
 
@@ -50,7 +52,7 @@ class Reference:
         everybody = [*self.begun, *self.fresh]
         due_s, steps = self.due(times, everybody) if everybody else (0.0, 0.0)
         own_s, own_steps = self.due(times, [request])
-        over_s = (due_s + own_s + np.maximum(steps, own_steps) * self.fixed_s) * self.slowness
+        over_s = self.seconds(due_s + own_s + np.maximum(steps, own_steps) * self.fixed_s)
         over_s = (over_s - SHARE * (times - start_s))[(own_s > 0.0) | (own_steps > 0.0)]
         return max(over_s.max(initial=-math.inf), self.seat_overrun_s(request, start_s))
 
@@ -62,7 +64,12 @@ class Reference:
         work = self.work()
         token_s = self.prices.fixed_s(seats)[0] / seats + self.prices.decode[0]
         token_s += work[:, CONTEXT].mean() * self.prices.key[0]
-        return token_s * work[:, TOKENS].mean() * (ahead - seats + 1) * self.slowness - SHARE * (due_s - start_s)
+        return self.seconds(token_s * work[:, TOKENS].mean() * (ahead - seats + 1)) - SHARE * (due_s - start_s)
+
+    def seconds(self, raw_s):
+        """That many steps deviate from the mean by less than one does."""
+        num_steps = 1.0 + raw_s / self.step_s
+        return raw_s * (self.spread.mean + (self.spread.upper - self.spread.mean) / num_steps**0.5)
 
     def add(self, request) -> None:
         self.times = np.concatenate((self.times, check_times(work_of([], [request]), -math.inf, MAX_CHECKS)))
@@ -71,7 +78,7 @@ class Reference:
 
 @given(st.data(), st.integers(0, 3))
 def test_adding_up_is_the_same_as_summing_anew(make, data, num_put_back: int) -> None:
-    situation, model = data.draw(make.situations()), make.model(slowness=1.5)
+    situation, model = data.draw(make.situations()), make.model(slowness=1.5, upper=1.4)
     limits, prices = Limits(**situation["limits"]), PriceLists().of(model, [make.request()])
     running = [make.request(**r) for r in situation["running"]]
     newcomers = [make.request(**r) for r in situation["waiting"]]
@@ -85,7 +92,7 @@ def test_adding_up_is_the_same_as_summing_anew(make, data, num_put_back: int) ->
         overrun_s, entry = book.overrun_s(request, NOW)
         assert overrun_s == pytest.approx(reference.overrun_s(request, NOW), rel=1e-9, abs=1e-9)
         alone = Reference([], NOW, model, prices, limits)
-        mine = overrun_alone_s(request, NOW, prices, book.slowness, limits)
+        mine = overrun_alone_s(request, NOW, prices, book.spread, limits)
         assert mine == pytest.approx(alone.overrun_s(request, NOW), rel=1e-9, abs=1e-9)
         book.add(entry)
         reference.add(request)

@@ -142,3 +142,38 @@ def test_the_next_value_stays_below_a_quantile_with_its_probability() -> None:
         seen = sorted(rng.random() for _ in range(19))
         below += rng.random() <= quantile(seen, 0.9)
     assert below / 4000 == pytest.approx(0.9, abs=0.015)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.3])
+@pytest.mark.parametrize("num_steps", [1, 4, 100])
+def test_many_steps_together_deviate_less_than_one(spread: float, num_steps: int) -> None:
+    correction, ratios = OnlineCorrection(), lognormal(random.Random(1), spread, 0.0)
+    within = []
+    for _ in range(400):
+        covered(correction, ratios, 1)
+        taken_s = sum(0.01 * next(ratios) for _ in range(num_steps))
+        within.append(taken_s <= correction.overall.seconds(0.01 * num_steps, 0.01))
+    assert 0.75 <= sum(within[50:]) / 350 <= 0.97
+    assert correction.overall.seconds(1e-9, 0.01) == pytest.approx(1e-9 * correction.upper("decode"))
+
+
+def test_kinds_count_by_the_time_spent_on_them_lately() -> None:
+    correction = OnlineCorrection()
+    for _ in range(200):
+        correction.observe("mixed", 1.0, 1.0)
+    for _ in range(200):
+        correction.observe("decode", 0.01, 0.05)
+        correction.observe("mixed", 1.0, 2.0)
+    assert correction.overall.mean == pytest.approx(2.0, rel=0.03)
+    for _ in range(400):
+        correction.observe("decode", 0.01, 0.05)
+    assert correction.overall.mean == pytest.approx(5.0, rel=0.01)
+
+
+def test_a_pause_is_not_the_pace() -> None:
+    correction = OnlineCorrection()
+    for _ in range(200):
+        correction.observe("mixed", 1.0, 1.0)
+    before = correction.overall.mean
+    correction.observe("mixed", 1.0, 50.0)
+    assert correction.overall.mean == pytest.approx(before, rel=0.02)
