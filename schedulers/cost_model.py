@@ -17,6 +17,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
+from stepwell.schedulers.answer_way import AnswerWay
 from stepwell.schedulers.correction import OnlineCorrection
 from stepwell.schedulers.plan import Slice
 from stepwell.schedulers.request import OperatingPoint, Request
@@ -97,6 +98,8 @@ class StepCostModel:
     ) -> None:
         self.overhead_s, self.output_s, self.ladders, self.correction = overhead_s, output_s, ladders, correction
         self.shared_context, self.mixing_s = shared_context, mixing_s
+        self.answer_way = AnswerWay()
+        """What comes after the step."""
         self._alike: dict[tuple[str, int, int], float] = {}
         """Seconds of the units of a step whose tokens all run at one level, by ladder, level and tokens."""
 

@@ -30,8 +30,6 @@ in a busy one. The rest is for those who have not arrived yet: the more are here
 law), and where they come in bursts, what was put off for quality is due when the burst comes."""
 BUSY = 0.25
 """Requests here, as a share of the seats, from which on the house is busy."""
-ANSWER_S = 0.015
-"""A token's way to its client: planning runs this much ahead of the clock."""
 RESERVE_S = 0.01
 """Time kept back besides: steps end when they end, not when something is due."""
 AMPLE_S = 1e9

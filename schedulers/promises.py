@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from stepwell.schedulers.admission import Admission
 from stepwell.schedulers.book import Book, overrun_alone_s
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.pace import ANSWER_S
 from stepwell.schedulers.plan import Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.prices import PriceLists
 from stepwell.schedulers.request import Request
@@ -26,7 +25,7 @@ class Promises(Admission):
         now: when this is made.
         waiting: requests without a seat.
         running: requests with one.
-        model: says how long steps take, and how sure that is.
+        model: says how long steps take, how sure that is, and how far ahead of the clock to plan.
         limits: seats, and tokens of a step.
         price_lists: of the policy.
         step: what begins now; it is work that is as good as done, and until it ends nothing else is. None = unknown.
@@ -42,7 +41,9 @@ class Promises(Admission):
         price_lists: PriceLists,
         step: StepPlan | None = None,
     ) -> None:
-        self._made_s, self._model, self._limits, self._price_lists = now, model, limits, price_lists
+        self._answer_s = model.answer_way.seconds
+        self._made_s, self._model = now + self._answer_s, model
+        self._limits, self._price_lists = limits, price_lists
         self._step = step
         self._computed = [s.request.computed_tokens for s in step.slices] if step else []
         """Of its requests, in order: whose has changed has been moved on already."""
@@ -54,7 +55,7 @@ class Promises(Admission):
         if request.prompt_due_s == math.inf and request.slo.tpot_s == math.inf:
             self.count(request)
             return None
-        now += ANSWER_S
+        now += self._answer_s
         book = self._opened(request)
         start_s = max(now, self._free_s(book)) if self._members else now
         overrun_s, entry = book.overrun_s(request, start_s)

@@ -22,7 +22,7 @@ from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, StepFill, longest_s
 from stepwell.schedulers.lineup import Lineup
 from stepwell.schedulers.outlook import Outlook
-from stepwell.schedulers.pace import ANSWER_S, BUSY, BUSY_SHARE, CALM_SHARE, affordable, assign, bill
+from stepwell.schedulers.pace import BUSY, BUSY_SHARE, CALM_SHARE, affordable, assign, bill
 from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.priced import Priced
 from stepwell.schedulers.prices import PriceLists
@@ -59,7 +59,10 @@ class Staircase(Priced):
         if calm is not None and not waiting and cost_model is calm.model and now < calm.expires_s:
             calm = calm.among(running)
             share, max_tokens = _share(len(running), self.limits), self.limits.max_step_tokens
-            if calm is not None and (plan := calm.plan(now + ANSWER_S, share, max_tokens)) is not None:
+            if (
+                calm is not None
+                and (plan := calm.plan(now + calm.model.answer_way.seconds, share, max_tokens)) is not None
+            ):
                 self._calm = calm
                 return plan
         return super().plan(now, waiting, running, capacity, cost_model)
@@ -74,7 +77,7 @@ class Staircase(Priced):
         drops: list[Drop],
     ) -> StepPlan:
         """See :class:`~stepwell.schedulers.priced.Priced`."""
-        now += ANSWER_S
+        now += model.answer_way.seconds  # of what is made in this step
         line = self._ledger.line(waiting)
         situation = self._situation(now, line, running, model)
         if lost := situation.hopeless():
@@ -105,7 +108,7 @@ class Staircase(Priced):
         """The demand bound at the smallest points."""
         if not isinstance(cost_model, StepCostModel):
             return None
-        return Promises(now + ANSWER_S, waiting, running, cost_model, self.limits, self.price_lists, step)
+        return Promises(now, waiting, running, cost_model, self.limits, self.price_lists, step)
 
 
 class _Situation:

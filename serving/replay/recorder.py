@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stepwell.schedulers.answer_way import AnswerWay
 from stepwell.schedulers.request import Request
 from stepwell.serving.engine.events import FinishEvent, Outcome, Output
 from stepwell.serving.engine.observer import StepObservation
@@ -31,6 +32,8 @@ class Recorder:
         """Time of all steps."""
         self.on_end: Callable[[RequestResult], None] | None = None
         """Called with each result."""
+        self.answer_ways: list[AnswerWay] = []
+        """Told how long answers take from an engine to their client."""
 
     def sink(self, request: Request) -> Callable[[Output | FinishEvent], None]:
         """Where the engine is to send the request's events. Its submission counts from here on."""
@@ -53,7 +56,11 @@ class Recorder:
         del self.requests[request.request_id]
         meter = self._meters.pop(request.request_id)
         times = self._output_times.pop(request.request_id, None)
-        end_s = times[1] if times and event.error is None else self._clock()
+        end_s = now = self._clock()
+        if times and event.error is None:
+            end_s = times[1]
+            for answer_way in self.answer_ways:
+                answer_way.observe([end_s - now])
         total_s, report = end_s - request.arrival_s, event.report
         ratio = meter.finished(total_s) if event.error is None else None
         is_late = event.outcome is Outcome.MET and ratio is not None and ratio > 1.0 + ROUNDING

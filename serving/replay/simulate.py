@@ -208,6 +208,7 @@ class _Simulation:
         setup, model = self._setup, self._setup.model
         layers = model.ladders.architecture.num_layers
         learning = LastPrediction(model.costs)
+        self._recorder.answer_ways.append(learning.answer_way)
         runner = SimRunner(
             self._recorder.requests,
             lambda slices: setup.surroundings.seconds(learning.seconds_of(slices)),

@@ -17,12 +17,6 @@ from stepwell.schedulers.request import Phase
 from stepwell.schedulers.staircase import Staircase
 
 
-@pytest.fixture(autouse=True)
-def _tokens_travel_at_once(monkeypatch) -> None:
-    monkeypatch.setattr("stepwell.schedulers.promises.ANSWER_S", 0.0)
-    monkeypatch.setattr("stepwell.schedulers.staircase.ANSWER_S", 0.0)
-
-
 def promises(make, waiting=(), running=(), now=0.0, **limits):
     return Staircase(Limits(**limits)).admission(now, list(waiting), list(running), make.model(row_s=0.0004))
 
@@ -127,3 +121,12 @@ def test_who_is_over_counts_no_more(make) -> None:
     for member in members:
         member.phase = Phase.DONE
     assert promises(make, members).admit(0.0, newcomer) is None
+
+
+def test_what_would_arrive_late_is_refused(make) -> None:
+    model = make.model(row_s=0.0004)
+    for way_s, fits in ((0.0, True), (0.02, False)):
+        model.answer_way.observe([way_s] * 64)
+        admission = Staircase(Limits()).admission(0.0, [], [], model)
+        request = make.request(prompt_tokens=700, max_tokens=1, ttft_s=0.09)
+        assert (admission.admit(0.0, request) is None) == fits

@@ -21,7 +21,6 @@ CAPACITY = Capacity(10_000, 10_000, 4, {point.name: 1 for point in POINTS})
 @pytest.fixture(autouse=True)
 def _by_hand(monkeypatch) -> None:
     """The numbers below are worked out with these."""
-    monkeypatch.setattr("stepwell.schedulers.staircase.ANSWER_S", 0.0)
     monkeypatch.setattr("stepwell.schedulers.staircase.CALM_SHARE", 0.6)
     monkeypatch.setattr("stepwell.schedulers.staircase.BUSY_SHARE", 0.6)
     monkeypatch.setattr("stepwell.schedulers.pace.RESERVE_S", 0.01)
@@ -115,6 +114,7 @@ def test_what_is_read_for_one_is_nearly_free_for_the_next(make, plan, decoding_o
     flat = tuple([0.0] + [0.010] * 300)
     costs = LadderCosts(tuple(p.name for p in POINTS), (flat,) * 3, (None,) * 3, (0.0,) * 3, (0.0,) * 3, (0.0,) * 3)
     model = StepCostModel(0.001, (0.0, 0.0), {"depth": costs}, make.model().correction)
+    model.answer_way.seconds = 0.0
     for num in (1, 8):
         running = [decoding_of(ttft_s=0.1, tpot_s=0.1, max_tokens=2, point=POINTS[0]) for _ in range(num)]
         assert {*levels(plan(running=running, now=0.1, model=model)).values()} == {2}, "eight cost what one costs"
@@ -202,3 +202,10 @@ def test_a_slow_machine_lowers_the_level(make, plan, request_of) -> None:
     result = plan([request], model=slow)
     assert levels(result)[request] < 2
     assert result.predicted_s == 2.0 * slow.raw_s(result.slices)
+
+
+def test_what_is_still_to_travel_is_made_earlier(make, plan, request_of) -> None:
+    near, model = request_of(prompt_tokens=4, ttft_s=0.05), make.model(POINTS)
+    assert levels(plan([near], model=model)) == {near: 2}
+    model.answer_way.observe([0.01] * 8)  # the client has 4 ms to itself besides
+    assert levels(plan([near], model=model)) == {near: 1}
