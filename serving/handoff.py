@@ -1,20 +1,25 @@
 """From the engine's thread to the event loop, with one wake-up per engine step rather than one per token.
 
 Tokens of a step are kept until the step is committed and then cross to the loop together; the end of a request crosses
-as soon as it has been counted, together with its last tokens. So a reader always sees the last token and the end as one
-piece, and whoever has an answer finds it in the metrics.
+at once, together with its last tokens. So a reader always sees the last token and the end as one piece. It is counted
+when it is handed over, before the reader wakes: whoever has an answer finds it in the metrics, as it was delivered.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from stepwell.serving.courier import Arrivals, Courier
 from stepwell.serving.engine.events import FinishEvent, Output, ResultEvent, TokenEvent
 
 Event = Output | FinishEvent
+Delivered = Callable[[FinishEvent], FinishEvent]
+"""Told, on the event loop, that the end of a request is being handed over; says what that is by now."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Mailbox:
         self._pending: list[Event] = []  # engine thread only
         self._ready: list[Event] = []  # event loop only
         self._waiter: asyncio.Future[None] | None = None
+        self.delivered: Delivered | None = None
+        """Set before the end crosses."""
 
     def sink(self, event: Event) -> None:
         """Engine thread: take an event; never blocks."""
@@ -69,9 +76,19 @@ class Mailbox:
 
     def deliver(self, events: list[Event]) -> None:
         """Event loop: hand over and wake the reader."""
+        if isinstance(events[-1], FinishEvent):
+            events[-1] = self._as_delivered(events[-1])
         self._ready += events
         if self._ready and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _as_delivered(self, end: FinishEvent) -> FinishEvent:
+        """Whatever is wrong with the counting, the reader gets its answer."""
+        try:
+            return self.delivered(end) if self.delivered else end
+        except Exception:
+            _log.exception("request %s: its end was not counted", end.request_id)
+            return end
 
     async def next(self) -> Chunk:
         """Wait for output; everything that has arrived comes as one chunk, so a slow reader gets longer chunks."""
@@ -97,7 +114,7 @@ class Hub:
         self._written[mailbox] = None
 
     def ended(self, mailbox: Mailbox) -> None:
-        """Engine thread: its request is over, which crosses when that has been counted."""
+        """Engine thread: its request is over."""
         self._written.pop(mailbox, None)
         self._ended.append(mailbox)
 
@@ -107,15 +124,19 @@ class Hub:
             mailboxes, self._written = list(self._written), {}
             self._cross(mailboxes)
 
-    def end_counted(self) -> None:
-        """Engine thread: the requests that ended are in the metrics."""
-        if self._ended:
-            mailboxes, self._ended = self._ended, []
-            self._cross(mailboxes)
+    def request_over(self, end: FinishEvent, delivered: Delivered) -> None:
+        """Engine thread: a request has ended. ``delivered`` is called once."""
+        mailboxes, self._ended = self._ended, []
+        if not mailboxes:  # its reader has gone
+            delivered(end)
+        for mailbox in mailboxes:
+            mailbox.delivered = delivered
+        self._cross(mailboxes)
 
     def _cross(self, mailboxes: list[Mailbox]) -> None:
         deliveries = [(mailbox, mailbox.take()) for mailbox in mailboxes]
         try:
             self._loop.call_soon_threadsafe(self._courier.bring, deliveries)
-        except RuntimeError:  # the loop is closed: nobody reads any more
-            return
+        except RuntimeError:  # the loop is closed: nobody reads any more, but it counts
+            for mailbox, events in deliveries:
+                mailbox.deliver(events)

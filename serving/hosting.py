@@ -15,7 +15,7 @@ from stepwell.serving.predictor_hosting import open_predictor_engine
 def open_in_thread(config: ModelConfig, observer: EngineObserver) -> HostedModel:
     """Load a model whose engine runs in a thread. Raises ValueError naming the file or field and the remedy."""
     opened = open_engine(config, observer)
-    host = ThreadHost(opened.engine, opened.cost_model.correction, name=config.display_name)
+    host = ThreadHost(opened.engine, opened.cost_model, name=config.display_name)
     return HostedModel.of(config, opened.files, host)
 
 

@@ -126,6 +126,7 @@ class Metrics:
         self.queue_seconds = histogram("queue_seconds", "Time spent waiting.", "slo_class")
         self.ttft_seconds = histogram("time_to_first_token_seconds", "Arrival to first token.", "slo_class")
         self.tpot_seconds = histogram("time_per_output_token_seconds", "Mean after the first token.", "slo_class")
+        self.delivery_seconds = histogram("delivery_seconds", "Last token to its reader's transport.", "slo_class")
         self.inter_token_seconds = histogram("inter_token_seconds", "Between two tokens.", "slo_class")
         self.slo_ratio = histogram("slo_ratio", "Latency over the latency asked for.", "slo_class", _RATIOS)
         self.quality = histogram("served_quality", "Quality relative to the full model.", "slo_class", _QUALITIES)
@@ -183,6 +184,11 @@ class Metrics:
         if (ratio := latency_ratio(event, request)) is not None:
             self.slo_ratio.labels(model, slo_class).observe(ratio)
 
+    def delivered(self, model: str, seconds: float, request: Request) -> None:
+        """An answer went out, so long after its engine had it; NaN if there was none."""
+        if not math.isnan(seconds):
+            self.delivery_seconds.labels(model, self._fold_class(request.slo.slo_class)).observe(max(seconds, 0.0))
+
     def step(self, model: str, step: StepObservation) -> None:
         """Count one step of ``model``'s engine."""
         self.step_seconds.labels(model, step.kind).observe(step.seconds)
@@ -208,6 +214,10 @@ class ModelObserver:
 
     def request_finished(self, event: FinishEvent, request: Request) -> None:
         self._metrics.finished(self._model, event, request)
+
+    def delivered(self, seconds: float, request: Request) -> None:
+        """See :meth:`Metrics.delivered`."""
+        self._metrics.delivered(self._model, seconds, request)
 
     def step_finished(self, step: StepObservation) -> None:
         self._metrics.step(self._model, step)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
+from functools import partial
 
 from stepwell.schedulers.request import Request
 from stepwell.serving.config import ModelConfig
 from stepwell.serving.courier import Arrivals
+from stepwell.serving.delivery import as_delivered, way_s
 from stepwell.serving.engine.events import FinishEvent
 from stepwell.serving.engine.host import OnLost
 from stepwell.serving.engine.observer import StepObservation
@@ -135,19 +138,28 @@ def platform_of(hosted: HostedModel | None) -> str:
 
 
 class _Observer:
-    """What happens on the engine's thread beside the answers: counting, and waking the event loop once a step."""
+    """What happens on the engine's thread beside the answers: counting, and waking the event loop once a step. Ends are
+    counted on the event loop, as they are delivered."""
 
     def __init__(self, served: ServedModel, hub: Hub, metrics: Metrics) -> None:
         self._statistics, self._verdicts = served.statistics, served.verdicts
         self._hub = hub
         self._metrics = metrics.observer(served.name)
+        self._served = served
 
     def request_finished(self, event: FinishEvent, request: Request) -> None:
-        try:
-            self._statistics.request_finished(event)
-            self._metrics.request_finished(event, request)
-        finally:
-            self._hub.end_counted()
+        self._hub.request_over(event, partial(self._delivered, request))
+
+    def _delivered(self, request: Request, event: FinishEvent) -> FinishEvent:
+        now = time.monotonic()
+        seconds = way_s(event, request, now)
+        self._metrics.delivered(seconds, request)
+        if (hosted := self._served.hosted_or_none) is not None:
+            hosted.host.answer_took(seconds)
+        event = as_delivered(event, request, now)
+        self._statistics.request_finished(event)
+        self._metrics.request_finished(event, request)
+        return event
 
     def request_refused(self, event: FinishEvent, request: Request) -> None:
         self._statistics.request_finished(event)

@@ -33,6 +33,9 @@ class EngineHost(Protocol):
     def cancel(self, request_id: str) -> None:
         """End a request at the next step. Unknown and finished ids are ignored."""
 
+    def answer_took(self, seconds: float) -> None:
+        """An answer was so long under way from the engine to its reader; on the event loop."""
+
     @property
     def num_waiting(self) -> int:
         """Requests that wait."""

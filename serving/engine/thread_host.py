@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from stepwell.schedulers.correction import OnlineCorrection
+from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.serving.engine.engine import Engine
 from stepwell.serving.engine.events import Sink
 from stepwell.serving.engine.host import OnLost
@@ -16,9 +16,9 @@ class ThreadHost:
     """See :class:`~stepwell.serving.engine.host.EngineHost`. Its thread survives whatever a step throws, so it is never
     lost; but it shares the interpreter's lock with everything else in the process."""
 
-    def __init__(self, engine: Engine, correction: OnlineCorrection, name: str) -> None:
+    def __init__(self, engine: Engine, cost_model: StepCostModel, name: str) -> None:
         self.engine = engine
-        self._correction = correction
+        self._correction, self._answer_way = cost_model.correction, cost_model.answer_way
         self._loop = EngineLoop(engine, name=f"stepwell-engine-{name}")
 
     def start(self, loop: asyncio.AbstractEventLoop, on_lost: OnLost) -> None:
@@ -32,6 +32,9 @@ class ThreadHost:
 
     def cancel(self, request_id: str) -> None:
         self.engine.cancel(request_id)
+
+    def answer_took(self, seconds: float) -> None:
+        self._answer_way.observe([seconds])
 
     @property
     def num_waiting(self) -> int:

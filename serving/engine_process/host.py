@@ -30,6 +30,8 @@ from stepwell.serving.hosted import HostedModel
 
 END_S = 10.0
 """For a process that has been told to end, beyond the time it may drain; then it is killed."""
+REPORT_EVERY = 8
+"""Answers after which the engine is told how long they were under way."""
 GATHER_S = 0.001
 """While requests come faster than this one after the other, they go to the engine together."""
 _RECEIVE_BYTES = 1 << 16
@@ -136,6 +138,7 @@ class ProcessHost(asyncio.Protocol):
         self._cache_usage_ratio = self._backlog_s = 0.0
         self._prediction: dict[str, tuple[float, float, float]] = {}
         self._outgoing: list[bytes] = []
+        self._ways_s: list[float] = []
         self._flushed_s = -math.inf
         self._stopping = False
         self._ended = threading.Event()
@@ -178,6 +181,13 @@ class ProcessHost(asyncio.Protocol):
         """See the protocol."""
         if request_id in self._open:
             self._send(m.pack(m.CANCEL, request_id))
+
+    def answer_took(self, seconds: float) -> None:
+        """See the protocol."""
+        self._ways_s.append(seconds)
+        if len(self._ways_s) >= REPORT_EVERY and not self._ended.is_set():
+            ways_s, self._ways_s = self._ways_s, []
+            self._send(m.pack(m.DELIVERED, ways_s))
 
     def _send(self, message: bytes) -> None:
         """Together with all else of this turn of the event loop, and of the next millisecond if something was sent in

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from stepwell.schedulers.answer_way import AnswerWay
 from stepwell.schedulers.correction import KINDS, OnlineCorrection
 from stepwell.schedulers.request import OperatingPoint, Request
 from stepwell.serving.config import ModelConfig
@@ -101,7 +102,7 @@ class Worker:
         assert not others, "the server waits for the engine to be open"
         if (opened := self._open(settings)) is None:
             return
-        engine, points, loop = opened
+        engine, points, loop, answer_way = opened
         loop.start()
         self._send(m.pack(m.OPENED))
         while received := self._receive():
@@ -111,13 +112,17 @@ class Worker:
                     answers.append(self._submit(engine, points, *content))
                 elif kind == m.CANCEL:
                     engine.cancel(*content)
+                elif kind == m.DELIVERED:
+                    answer_way.observe(*content)
                 elif kind == m.STOP:
                     threading.Thread(target=self._stop, args=(loop, *content), daemon=True).start()
             if answers:
                 self._send(b"".join(answers))
         loop.stop()
 
-    def _open(self, settings: Mapping[str, Any]) -> tuple[Engine, Mapping[str, OperatingPoint], EngineLoop] | None:
+    def _open(
+        self, settings: Mapping[str, Any]
+    ) -> tuple[Engine, Mapping[str, OperatingPoint], EngineLoop, AnswerWay] | None:
         logging.basicConfig(level=settings["log_level"], format=settings["log_format"])
         if settings["threads"]:
             torch.set_num_threads(settings["threads"])
@@ -133,7 +138,7 @@ class Worker:
         # What was made until now stays: a full collection need not look at it again, in the middle of a step.
         gc.collect()
         gc.freeze()
-        return opened.engine, opened.points, EngineLoop(opened.engine)
+        return opened.engine, opened.points, EngineLoop(opened.engine), opened.cost_model.answer_way
 
     def _submit(self, engine: Engine, points: Mapping[str, OperatingPoint], packed: m.Packed) -> bytes:
         job = m.to_job(packed, points)

@@ -55,7 +55,7 @@ def test_every_token_arrives_once_in_order_and_the_last_comes_with_the_end(steps
                     count += 1
                 if number == len(steps) - 1:
                     mailbox.sink(finish())
-                    hub.end_counted()
+                    hub.request_over(finish(), lambda end: end)
                 hub.step_committed()
 
         reading = asyncio.create_task(read_all(mailbox))
@@ -94,7 +94,7 @@ def test_the_end_arrives_when_it_is_counted_whether_or_not_there_is_a_step() -> 
         reading = asyncio.create_task(mailbox.next())
         await in_thread(lambda: mailbox.sink(finish()))
         assert not reading.done()
-        await in_thread(hub.end_counted)
+        await in_thread(lambda: hub.request_over(finish(), lambda end: end))
         chunk = await reading
         assert chunk.finish is not None
         assert (chunk.token_ids, chunk.logprobs) == ((), None)
@@ -131,4 +131,4 @@ def test_the_engine_survives_a_loop_that_is_closed(whole: bool) -> None:
     mailbox.sink(token(0))
     hub.step_committed()
     mailbox.sink(finish())
-    hub.end_counted()
+    hub.request_over(finish(), lambda end: end)

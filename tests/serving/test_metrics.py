@@ -119,6 +119,13 @@ def test_a_request_turned_away_before_the_engine(metrics: Metrics) -> None:
     assert value(metrics, "shed_total", reason="draining") == 1
 
 
+def test_how_long_an_answer_was_under_way(metrics: Metrics) -> None:
+    for seconds in (0.004, math.nan, -1e-9):
+        metrics.observer("m").delivered(seconds, request(SLO("tight")))
+    assert value(metrics, "delivery_seconds_count", slo_class="tight") == 2
+    assert value(metrics, "delivery_seconds_sum", slo_class="tight") == 0.004
+
+
 def test_a_step(metrics: Metrics) -> None:
     metrics.observer("m").step_finished(STEP)
     assert value(metrics, "step_seconds_sum", kind="mixed") == 0.004
