@@ -112,7 +112,7 @@ class Calm(NamedTuple):
         """
         generated = self._advanced()
         correction, requests = self.model.correction, self.requests
-        slowness = max(correction.median("decode"), correction.median("mixed"))
+        slowness = correction.overall.mean
         holds = now <= self.until_s and slowness <= self.slowness and share >= self.share
         if generated is None or not holds or len(requests) > max_tokens:
             return None

@@ -119,7 +119,7 @@ class _Situation:
     ) -> None:
         self._outlook, self.line, self._model, self._limits = outlook, line, model, limits
         correction = model.correction
-        self._slowness = max(correction.median("decode"), correction.median("mixed"))
+        self._slowness = correction.overall.mean
         self._worst_slowness = max(correction.upper("decode"), correction.upper("mixed"))
         self._prices = price_lists.of(model, outlook.requests)
         prices = self._prices
