@@ -17,6 +17,13 @@ from stepwell.schedulers.work import Array
 
 FEW_ROWS, MANY_ROWS = 32, 256
 """A row's price is taken between these numbers of rows."""
+MUCH_GAIN, LEAST_GAIN = 0.3, 1e-3
+"""Quality between the lowest and the best level, relative to the best, from which on all time is given away that the
+planner ever gives away; and what counts as least."""
+CAUTION = 0.25
+"""The power of the gain by which it is less where there is less to be won. What is put off for quality comes too late
+if many arrive, so a little more time is worth giving away as long as it gains more than it risks: with diminishing
+returns, and a risk that grows as the fourth power of the time given away, up to about this."""
 FURTHER_POINTS = 2
 """Operating points beyond the first that a step is taken to mix."""
 
@@ -85,6 +92,9 @@ class LevelCosts:
         """The same prices at the rungs only, as columns: [rungs, 1]."""
         self.gain: Array = np.diff(self.quality[self.rungs_at])[:, None]
         """Quality from each rung to the next: [rungs - 1, 1]."""
+        gain = 1.0 - float(self.quality[self.rungs[0]] / self.quality[self.rungs[-1]])
+        self.stake = min(max(gain, LEAST_GAIN) / MUCH_GAIN, 1.0) ** CAUTION
+        """Share of the time to give away that quality is worth; 1 = all."""
         self._rung_row_s: dict[tuple[int, int], Array] = {}
         self._at_first_rungs: dict[int, Prices] = {}
 

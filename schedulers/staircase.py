@@ -25,7 +25,7 @@ from stepwell.schedulers.outlook import Outlook
 from stepwell.schedulers.pace import BUSY, BUSY_SHARE, CALM_SHARE, affordable, assign, bill
 from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.priced import Priced
-from stepwell.schedulers.prices import PriceLists
+from stepwell.schedulers.prices import LevelCosts, PriceLists
 from stepwell.schedulers.promises import Promises
 from stepwell.schedulers.request import Request
 from stepwell.schedulers.roll import Ledger
@@ -58,7 +58,7 @@ class Staircase(Priced):
         calm, self._calm = self._calm, None
         if calm is not None and not waiting and cost_model is calm.model and now < calm.expires_s:
             calm = calm.among(running)
-            share, max_tokens = _share(len(running), self.limits), self.limits.max_step_tokens
+            share, max_tokens = _share(len(running), self.limits, calm.prices), self.limits.max_step_tokens
             if (
                 calm is not None
                 and (plan := calm.plan(now + calm.model.answer_way.seconds, share, max_tokens)) is not None
@@ -150,7 +150,7 @@ class _Situation:
         running = outlook.requests[: outlook.num_running]
         room = Room(capacity, running, self._limits)
         decoding, prompts = outlook.decoding, outlook.prompts(room.seats, max_tokens)
-        share = _share(outlook.num_running + len(self.line), self._limits)
+        share = _share(outlook.num_running + len(self.line), self._limits, self._prices)
         pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness, share)
         self._spare_s = pace.spare_s * self._slowness / share
         num_seen = max(outlook.num_running, 1 + max(prompts.indices, default=-1))
@@ -173,7 +173,7 @@ class _Situation:
         outlook = self._outlook
         if self.line or outlook.has_prompts or self._spare_s < CALM_STEPS * (plan.predicted_s or 0.0):
             return None
-        share = _share(outlook.num_running, self._limits)
+        share = _share(outlook.num_running, self._limits, self._prices)
         return Calm.of(outlook, self._bill, self._prices, self._model, share, self._slowness)
 
     def _filled(self, decoding: Lineup, prompts: Lineup, room: Room, step_s: float, optimism: float) -> StepFill:
@@ -187,7 +187,7 @@ class _Situation:
         return fill
 
 
-def _share(num_here: int, limits: Limits) -> float:
+def _share(num_here: int, limits: Limits, prices: LevelCosts) -> float:
     """Of the time until something is due, what is given away now that so many requests are here."""
     busyness = min(num_here / (BUSY * limits.max_running), 1.0)
-    return CALM_SHARE + (BUSY_SHARE - CALM_SHARE) * busyness
+    return (CALM_SHARE + (BUSY_SHARE - CALM_SHARE) * busyness) * prices.stake

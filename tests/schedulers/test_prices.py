@@ -53,3 +53,12 @@ def test_the_nearest_allowed_point(make) -> None:
     assert point_at(make.request(points=(low, high)), 1) is low
     assert point_at(make.request(points=(high,)), 0) is high
     assert point_at(make.decoding(point=mid), 2) is mid
+
+
+def test_little_time_is_given_away_for_little_quality(make) -> None:
+    def stake(*quality: float) -> float:
+        return prices(make, tuple(OperatingPoint((k + 1) / 8, q, "depth", k) for k, q in enumerate(quality))).stake
+
+    assert stake(0.5, 0.8, 1.0) == 1.0
+    assert stake(0.98, 0.99, 1.0) == pytest.approx(0.508, abs=0.001)
+    assert 0.0 < stake(1.0) < stake(0.98, 1.0), "without a choice there is none to give away"
