@@ -93,7 +93,7 @@ class LevelCosts:
         self.gain: Array = np.diff(self.quality[self.rungs_at])[:, None]
         """Quality from each rung to the next: [rungs - 1, 1]."""
         gain = 1.0 - float(self.quality[self.rungs[0]] / self.quality[self.rungs[-1]])
-        self.stake = min(max(gain, LEAST_GAIN) / MUCH_GAIN, 1.0) ** CAUTION
+        self.stake: float = min(max(gain, LEAST_GAIN) / MUCH_GAIN, 1.0) ** CAUTION
         """Share of the time to give away that quality is worth; 1 = all."""
         self._rung_row_s: dict[tuple[int, int], Array] = {}
         self._at_first_rungs: dict[int, Prices] = {}

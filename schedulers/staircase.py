@@ -57,8 +57,8 @@ class Staircase(Priced):
     ) -> StepPlan:
         calm, self._calm = self._calm, None
         if calm is not None and not waiting and cost_model is calm.model and now < calm.expires_s:
-            calm = calm.among(running)
             share, max_tokens = _share(len(running), self.limits, calm.prices), self.limits.max_step_tokens
+            calm = calm.among(running)
             if (
                 calm is not None
                 and (plan := calm.plan(now + calm.model.answer_way.seconds, share, max_tokens)) is not None
