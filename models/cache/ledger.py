@@ -12,7 +12,7 @@ import numpy as np
 
 from stepwell.models.cache.pool import PagePool
 from stepwell.models.cache.prefix import PrefixIndex
-from stepwell.models.cache.runs import PageIds, cheapest_window, longest_run, scattered_pages
+from stepwell.models.cache.runs import PageIds, cheapest_window, first_run, longest_run, scattered_pages
 from stepwell.models.ladder import SubNetwork
 
 
@@ -87,7 +87,10 @@ class PageLedger:
 
     def _cheapest(self, length: int) -> int | None:
         """Start of a run that is free, or else held by the prefixes that were used least recently."""
-        return cheapest_window(self.pool.unclaimed, self.index.eviction_costs(self.pool.free), length)
+        unclaimed, free = self.pool.unclaimed, self.pool.free
+        if (start := first_run(unclaimed & free, length)) is not None:
+            return start
+        return cheapest_window(unclaimed, self.index.eviction_costs(free), length)
 
     def _take_run(self, owner: int, start: int, num_blocks: int, room: int) -> PageIds:
         self.pool.claims[start : start + room] = owner

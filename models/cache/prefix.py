@@ -110,7 +110,10 @@ class PrefixIndex:
     def eviction_costs(self, free: Mask) -> npt.NDArray[np.int64]:
         """What losing each idle page costs: 1 for the least recently used, more for later ones; 0 for free pages."""
         oldest = self._last_use[min(next(iter(self._idle)).idle)] if self._idle else 0
-        return np.where(free, 0, np.maximum(self._last_use - oldest, 0) + 1)
+        costs: npt.NDArray[np.int64] = self._last_use - (oldest - 1)
+        np.maximum(costs, 1, out=costs)
+        costs *= ~free
+        return costs
 
     def evict(self) -> list[int]:
         """Remove the least recently used entry that has idle pages; returns those pages: they are free."""

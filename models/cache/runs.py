@@ -10,16 +10,25 @@ PageIds = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 """One flag a page of the pool."""
 
+_UNUSABLE = 1 << 40
+"""Costs more than all usable pages together."""
+
 
 def cheapest_window(usable: Mask, cost: npt.NDArray[np.int64], length: int) -> int | None:
     """First of the ``length`` consecutive usable pages of the least total ``cost``; None if there are none."""
     if length > len(usable):
         return None
-    num_blocked, total = (np.concatenate(([0], np.cumsum(each, dtype=np.int64))) for each in (~usable, cost))
-    starts = np.flatnonzero(num_blocked[length:] == num_blocked[:-length])
-    if not len(starts):
-        return None
-    return int(starts[np.argmin(total[starts + length] - total[starts])])
+    total = np.zeros(len(usable) + 1, np.int64)
+    np.cumsum(np.where(usable, cost, _UNUSABLE), out=total[1:])
+    window = total[length:] - total[: len(total) - length]
+    best = int(window.argmin())
+    return best if window[best] < _UNUSABLE else None
+
+
+def first_run(usable: Mask, length: int) -> int | None:
+    """First of ``length`` consecutive usable pages; None if there are none."""
+    start = usable.tobytes().find(b"\x01" * length)
+    return start if start >= 0 else None
 
 
 def longest_run(usable: Mask) -> tuple[int, int]:
