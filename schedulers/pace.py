@@ -24,7 +24,7 @@ from stepwell.schedulers.request import Request
 from stepwell.schedulers.roll import limited
 from stepwell.schedulers.work import CONTEXT, PROMPT, TOKENS, Array, Work, check_times
 
-CALM_SHARE, BUSY_SHARE = 0.6, 0.3
+CALM_SHARE, BUSY_SHARE = 0.6, 0.4
 """Of the time until something is due, what the work due by then may take at the chosen levels: in an empty house, and
 in a busy one. The rest is for those who have not arrived yet: the more are here, the more are to be expected (Little's
 law), and where they come in bursts, what was put off for quality is due when the burst comes."""
