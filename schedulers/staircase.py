@@ -75,7 +75,7 @@ class Staircase(Priced):
     ) -> StepPlan:
         """See :class:`~stepwell.schedulers.priced.Priced`."""
         now += ANSWER_S
-        line = self._ledger.line(waiting)
+        line: Sequence[Request] = self.line.of(waiting)
         situation = self._situation(now, line, running, model)
         if lost := situation.hopeless():
             drops += lost
