@@ -46,12 +46,13 @@ class Seating:
             return False
         request = entry.request
         if request.phase is Phase.RUNNING:
-            switches = request.may_switch and self._widen(entry, slice_.point)
+            moves = request.point is not slice_.point  # else its pages cover the point already
+            switches = moves and request.may_switch and self._widen(entry, slice_.point)
             if not self._grow(entry, request.computed_tokens + slice_.num_tokens):
                 return False
             if switches:
                 request.point = slice_.point
-            elif request.point is not slice_.point:
+            elif moves:
                 self.as_planned = False
             return True
         if not self._roster.start(entry, slice_.point, self._now):
