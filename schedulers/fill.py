@@ -114,6 +114,8 @@ class StepFill:
         end = bisect_left(due_s, prompts.due_s[0], first) if prompts.due_s else len(due_s)
         if self._add_all(decoding, first, end):
             first = end
+        if first == len(due_s) and not prompts.due_s:
+            return
         others = [(c, False) for c in decoding.candidates(first)] + [(c, True) for c in prompts.candidates(0)]
         others.sort(key=lambda other: other[0].due_s)
         for candidate, is_prompt in others:
