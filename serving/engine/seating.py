@@ -48,7 +48,8 @@ class Seating:
         if request.phase is Phase.RUNNING:
             moves = request.point is not slice_.point  # else its pages cover the point already
             switches = moves and request.may_switch and self._widen(entry, slice_.point)
-            if not self._grow(entry, request.computed_tokens + slice_.num_tokens):
+            num_tokens = request.computed_tokens + slice_.num_tokens
+            if not (self._keeper.grow(entry, num_tokens) or self._make_room(entry, num_tokens)):
                 return False
             if switches:
                 request.point = slice_.point
@@ -79,11 +80,13 @@ class Seating:
         working = {entry: None for _, entry in self._planned if entry in held}
         return [*working, *(entry for entry in self._holders if entry not in working)]
 
-    def _grow(self, entry: Entry, num_tokens: int) -> bool:
-        while not self._keeper.grow(entry, num_tokens):
+    def _make_room(self, entry: Entry, num_tokens: int) -> bool:
+        """Put others back until ``entry`` can grow; False if it is its own turn."""
+        while True:
             victim = self._victims.pop()
             self._roster.put_back(victim, self._now)
             self._put_back.add(victim)
             if victim is entry:
                 return False
-        return True
+            if self._keeper.grow(entry, num_tokens):
+                return True
