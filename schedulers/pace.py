@@ -184,31 +184,25 @@ def assign(
     cost = cost[1:] - cost[:-1]
     if pace.share:
         budget += pace.share * float(np.add.reduce(cost[pace.rung]))
+    climbed = np.zeros((len(cost) + 1, num))
+    # [rungs, requests]: backfill from the lowest rung up to each
     if backfill is not None:
         cost += backfill
-        backfill = backfill.cumsum(0)
+        backfill.cumsum(0, out=climbed[1:])
     gain = prices.gain if levels is None else np.diff(prices.quality[levels], axis=0)
     worth = gain * (tokens / outlook.roll.max_tokens[:num]) / (cost + 1e-12)
     if backfill is not None:
-        worth[backfill > max_raise_s] = 0.0
+        np.putmask(worth, climbed[1:] > max_raise_s, 0.0)
     if levels is not None:
         worth[levels[1:] == levels[:-1]] = math.inf  # rungs it may not use are no obstacle
     reached = _spend(worth, cost, budget)
-    raised = [0.0] * num
-    if backfill is not None:
-        climbed = np.concatenate((np.zeros((1, num)), backfill))
-        raised = _of_each(climbed, reached).tolist()
+    of_each = reached * num + np.arange(num)
+    # where tables of [rungs, requests] have what is at the rung of each
     if levels is None:
         chosen, lowest = prices.rungs_at.take(reached).tolist(), [prices.rungs[0]] * num
     else:
-        chosen, lowest = levels[reached, np.arange(num)].tolist(), levels[0].tolist()
-    return Assignment(chosen, lowest, _of_each(token_s, reached).tolist(), raised)
-
-
-def _of_each(table: Array, rungs: npt.NDArray[np.intp]) -> Array:
-    """[requests]: of ``table`` [rungs, requests], what is at the rung of each."""
-    num = table.shape[1]
-    return table.ravel().take(rungs * num + np.arange(num))
+        chosen, lowest = levels.take(of_each).tolist(), levels[0].tolist()
+    return Assignment(chosen, lowest, token_s.take(of_each).tolist(), climbed.take(of_each).tolist())
 
 
 def _everybody(rung: int, charged: Bill, prices: LevelCosts, backfill_s: list[float]) -> Assignment:
@@ -222,8 +216,8 @@ def _spend(worth: Array, cost: Array, budget: float) -> npt.NDArray[np.intp]:
     """[requests]: the rung that each reaches if climbs ([rungs - 1, requests]) are bought in order of worth."""
     num = worth.shape[1]
     np.minimum.accumulate(worth, axis=0, out=worth)  # a rung is only reached by way of those below
-    order = (-worth).ravel().argsort(kind="stable")
-    num_climbs = int(cost.ravel()[order].cumsum().searchsorted(budget + 1e-9, side="right"))
+    order = (-worth).argsort(None, kind="stable")
+    num_climbs = int(cost.take(order).cumsum().searchsorted(budget + 1e-9, side="right"))
     bought = order[: min(num_climbs, np.count_nonzero(worth > 0.0))]
     return np.bincount(bought % num, minlength=num)
 
