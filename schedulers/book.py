@@ -266,7 +266,8 @@ def _priced(
     seen = max(seen, min(context, 0.5 * prompt))
     row_s = prices.row[level] + prices.fixed(1)[0] / limits.max_step_tokens
     prompt_s = (prices.pair[level] * seen + row_s) * prompt + prices.prompt[level]
-    return row, token_s, prompt_s, [time for time in (prompt_due_s, end_s) if time < math.inf]
+    dues_s = (prompt_due_s, end_s) if tokens else (prompt_due_s,)  # no tokens follow what is answered as a whole
+    return row, token_s, prompt_s, [time for time in dues_s if time < math.inf]
 
 
 def _demand_of(row: Row, token_s: float, prompt_s: float, times: Array) -> tuple[Array, Array]:

@@ -18,10 +18,10 @@ import numpy as np
 
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.demand import Demand
-from stepwell.schedulers.fill import GUARD, as_slice, longest_s
+from stepwell.schedulers.fill import GUARD, longest_s
 from stepwell.schedulers.outlook import LATE_S, Outlook
 from stepwell.schedulers.pace import RESERVE_S, Bill
-from stepwell.schedulers.plan import StepPlan
+from stepwell.schedulers.plan import StepPlan, as_slice
 from stepwell.schedulers.prices import LevelCosts
 from stepwell.schedulers.request import Request
 from stepwell.schedulers.work import END_S, OFFSET, PERIOD_S, Array

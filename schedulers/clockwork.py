@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.deadline_order import by_urgency, in_line, merged
-from stepwell.schedulers.plan import Capacity, Drop, DropReason, Slice, StepPlan
+from stepwell.schedulers.deadline_order import by_urgency, merged
+from stepwell.schedulers.plan import Capacity, Drop, DropReason, Slice, StepPlan, as_slice
 from stepwell.schedulers.priced import Priced
 from stepwell.schedulers.prices import LevelCosts
 from stepwell.schedulers.request import Phase, Request
@@ -46,11 +46,11 @@ class Clockwork(Priced):
         return StepPlan(slices, drops, *model.foresee(slices))
 
     def _slices(self, clock: _Clock, waiting: Sequence[Request], running: Sequence[Request], room: Room) -> list[Slice]:
-        slices = [Slice(r, 1, self.point_of(r)) for r in clock.decoding[: self.limits.max_step_tokens]]
+        slices = [as_slice((r, 1, self.point_of(r))) for r in clock.decoding[: self.limits.max_step_tokens]]
         tokens, left_s = self.limits.max_step_tokens - len(slices), clock.time_for_prompts_s()
         ahead_s = 0.0
         prompts = sorted((r for r in running if r.pending_tokens > 1), key=by_urgency)
-        for request in merged(prompts, in_line(waiting), room):
+        for request in merged(prompts, self.line.of(waiting), room):
             fitting = max(left_s / clock.row_s(request), 0 if slices else MIN_CHUNK)
             num_tokens = request.whole_units(int(min(request.pending_tokens, tokens, fitting)))
             if not num_tokens and not slices:
@@ -64,7 +64,7 @@ class Clockwork(Priced):
                     continue
                 clock.join(request)
             ahead_s += request.pending_tokens * clock.row_s(request)
-            slices.append(Slice(request, num_tokens, self.point_of(request)))
+            slices.append(as_slice((request, num_tokens, self.point_of(request))))
             tokens -= num_tokens
             left_s -= num_tokens * clock.row_s(request)
         return sorted(slices, key=lambda slice_: slice_.request.urgency_s)

@@ -91,7 +91,9 @@ class OnlineCorrection:
     def observe(self, kind: str, raw_s: float, actual_s: float) -> None:
         """A step predicted (uncorrected) to take ``raw_s`` took ``actual_s``; if either is 0, nothing is learned."""
         if raw_s > 0.0 and 0.0 < actual_s < math.inf:
-            self._tracks.setdefault(kind, _Track()).add(actual_s / raw_s)
+            if kind not in self._tracks:
+                self._tracks[kind] = _Track()
+            self._tracks[kind].add(actual_s / raw_s)
             self._raw_s = {known: FADE * sum_s for known, sum_s in self._raw_s.items()}
             self._raw_s[kind] = self._raw_s.get(kind, 0.0) + raw_s
             self.overall = self._over_all_kinds()

@@ -233,12 +233,18 @@ class _Tally:
                 self.pairs[high] += num_kept * context
                 self.pairs[low] -= num_kept * context
 
+    @property
+    def num_used(self) -> int:
+        """Levels up to the highest at which anything runs."""
+        rows = self.rows
+        return max([level for level, num_tokens in enumerate(rows, 1) if num_tokens], default=0)
+
     def attention_s(self) -> float:
         """Of all of it; the units and what a step costs once come on top."""
         costs = self.costs
         key_s, sequence_s, call_s = costs.key_s, costs.sequence_s, costs.call_s
         total, num_shared, max_keys = 0.0, 0, 0
-        for level in range(len(self.rows) - 1, -1, -1):
+        for level in range(self.num_used - 1, -1, -1):
             if self.pairs[level]:
                 total += self.pairs[level] * costs.pair_s[level]
             if calls := self.calls[level]:
@@ -259,8 +265,10 @@ class _Tally:
     def units_s(self) -> float:
         """Of the units that it runs."""
         total, above, backfill, below = 0.0, sum(self.rows), 0, 0
-        for level, (split, wide, leaving) in enumerate(zip(self.costs.split, self.costs.wide, self.rows, strict=True)):
-            backfill += self.backfill[level]
+        num_used, costs = self.num_used, self.costs
+        levels = zip(costs.split[:num_used], costs.wide, self.rows, self.backfill, strict=False)
+        for split, wide, leaving, joining in levels:
+            backfill += joining
             here = above + backfill
             if here:
                 cost = split[here] if here < len(split) else at(split, here)

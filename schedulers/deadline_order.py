@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 
 from stepwell.schedulers.base import Policy
-from stepwell.schedulers.expiry import drop_expired
-from stepwell.schedulers.plan import Capacity, CostModel, Slice, StepPlan
+from stepwell.schedulers.expiry import Expiry
+from stepwell.schedulers.plan import Capacity, CostModel, Limits, Slice, StepPlan, as_slice
 from stepwell.schedulers.request import OperatingPoint, Phase, Request
 from stepwell.schedulers.room import Room
 
@@ -21,13 +21,26 @@ by_urgency = attrgetter("urgency_s")
 """Sort key of running requests, and of all that may have generated tokens."""
 
 
-def in_line(waiting: Iterable[Request]) -> list[Request]:
-    """Most urgent first; among equals, in order of arrival."""
-    return sorted(waiting, key=attrgetter("rank_s"))
+class Line:
+    """Those that wait in order of urgency, worked out once for as long as they are the same."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Request] = []
+        self._line: list[Request] = []
+
+    def of(self, waiting: Sequence[Request]) -> list[Request]:
+        """Most urgent first; among equals, in order of arrival. Not to be changed."""
+        if waiting != self._waiting:
+            self._waiting, self._line = list(waiting), sorted(waiting, key=attrgetter("rank_s"))
+        return self._line
 
 
 class DeadlineOrder(Policy):
     """See the module. A subclass says where each request runs."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self.expiry, self.line = Expiry(), Line()
 
     @abstractmethod
     def point_of(self, request: Request) -> OperatingPoint:
@@ -41,20 +54,20 @@ class DeadlineOrder(Policy):
         capacity: Capacity,
         cost_model: CostModel | None,
     ) -> StepPlan:
-        drops, waiting, running = drop_expired(now, waiting, running)
+        drops, waiting, running = self.expiry.drop(now, waiting, running)
         slices = self.batch(waiting, running, Room(capacity, running, self.limits))
-        return StepPlan(slices, drops, cost_model.predict_s(slices) if cost_model else None)
+        return StepPlan(slices, drops, *cost_model.foresee(slices)) if cost_model else StepPlan(slices, drops)
 
     def batch(self, waiting: Sequence[Request], running: Sequence[Request], room: Room) -> list[Slice]:
         """What runs: decodes first, then prompts while tokens and pages last."""
-        decoding = [r for r in running if r.pending_tokens == 1]
-        prompts = [r for r in running if r.pending_tokens > 1]
-        decoding.sort(key=by_urgency)
-        prompts.sort(key=by_urgency)
+        urgencies = {r: r.urgency_s for r in running}
+        in_order = sorted(running, key=urgencies.__getitem__)
         tokens = self.limits.max_step_tokens
-        slices = [Slice(r, 1, self.point_of(r)) for r in decoding[:tokens]]
+        decoding = [r for r in in_order if r.known_tokens - r.computed_tokens == 1][:tokens]
+        prompts = [r for r in in_order if r.known_tokens - r.computed_tokens > 1]
+        slices = [as_slice((r, 1, self.point_of(r))) for r in decoding]
         tokens -= len(slices)
-        for request in merged(prompts, in_line(waiting), room):
+        for request in merged(prompts, self.line.of(waiting), room):
             if tokens == 0:
                 break
             point, num_tokens = self.point_of(request), request.whole_units(min(request.pending_tokens, tokens))
@@ -62,8 +75,10 @@ class DeadlineOrder(Policy):
                 continue
             if request.phase is Phase.RUNNING or room.admit(request, point):
                 tokens -= num_tokens
-                slices.append(Slice(request, num_tokens, point))
-        slices.sort(key=lambda slice_: slice_.request.urgency_s)
+                slices.append(as_slice((request, num_tokens, point)))
+                urgencies[request] = request.urgency_s
+        if len(slices) > len(decoding):
+            slices.sort(key=lambda slice_: urgencies[slice_.request])
         return slices
 
 

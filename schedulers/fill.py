@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from functools import partial
 from itertools import repeat
 
 from stepwell.schedulers.lineup import Candidate, Lineup
-from stepwell.schedulers.plan import Limits, Slice
+from stepwell.schedulers.plan import Limits, Slice, as_slice
 from stepwell.schedulers.prices import LevelCosts, point_at
 from stepwell.schedulers.request import OperatingPoint, Phase, Request
 from stepwell.schedulers.room import Room
@@ -34,8 +33,6 @@ CHUNK_SHARE = 0.25
 """... or as many as fill this share of a step, if they are fewer."""
 RAISE_SHARE = 0.7
 """Of the time left in a step, what the backfill of a half-read prompt may take."""
-as_slice = partial(tuple.__new__, Slice)
-"""A slice from its fields in a tuple: what ``Slice._make`` does, in a third of the time."""
 
 
 def longest_s(prices: LevelCosts, num_decoding: int, slowness: float) -> float:
@@ -117,6 +114,8 @@ class StepFill:
         end = bisect_left(due_s, prompts.due_s[0], first) if prompts.due_s else len(due_s)
         if self._add_all(decoding, first, end):
             first = end
+        if first == len(due_s) and not prompts.due_s:
+            return
         others = [(c, False) for c in decoding.candidates(first)] + [(c, True) for c in prompts.candidates(0)]
         others.sort(key=lambda other: other[0].due_s)
         for candidate, is_prompt in others:
@@ -267,7 +266,7 @@ class StepFill:
         request, level = candidate.request, candidate.level
         self._note(candidate.due_s)
         self._due_s.append(candidate.due_s)
-        self._slices.append(Slice(request, num_tokens, point_at(request, level)))
+        self._slices.append(as_slice((request, num_tokens, point_at(request, level))))
         self._tokens -= num_tokens
         if level > self._top:
             self._top = level

@@ -85,8 +85,7 @@ class Outlook:
         order: list[int] = due_s.argsort(kind="stable").tolist()
         if reading:
             order = [i for i in order if i not in reading]
-        dues = due_s.tolist()
-        self.decoding = Dues([dues[i] for i in order], order)
+        self.decoding = Dues(due_s.take(order).tolist(), order)
         self.longest = max([requests[i].known_tokens for i in order], default=0)
 
     def _make_room(self, due_s: Array, rows: npt.NDArray[np.intp], left_s: Array) -> None:

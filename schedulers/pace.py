@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -134,8 +133,8 @@ def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slo
         return Pace(0, 0.0, 0.0)
     if rung == top:
         return Pace(top, 0.0, least[top])
-    partly = float((left[:, rung] / np.maximum(need[:, rung + 1] - need[:, rung], 1e-9)).min())
-    return Pace(rung, min(partly, 1.0), 0.0)
+    partly = left[:, rung] / np.maximum(need[:, rung + 1] - need[:, rung], 1e-9)
+    return Pace(rung, min(np.minimum.reduce(partly).item(), 1.0), 0.0)
 
 
 class Assignment(NamedTuple):
@@ -170,7 +169,7 @@ def assign(
         return _everybody(0, charged, prices, [0.0] * num)
     backfill = _backfill(requests, own[CONTEXT], prices, levels)
     if levels is None and pace.rung == len(prices.rungs) - 1:
-        all_s = np.zeros(num) if backfill is None else backfill.sum(0)
+        all_s = np.zeros(num) if backfill is None else np.add.reduce(backfill)
         if backfill is None or (all_s.sum() <= pace.spare_s and all_s.max() <= max_raise_s):
             return _everybody(pace.rung, charged, prices, all_s.tolist())
     tokens = own[TOKENS] + (own[PROMPT] > 0.0) if outlook.has_prompts else own[TOKENS]
@@ -179,29 +178,29 @@ def assign(
     cost *= tokens
     if charged.prompt_s is not None:
         cost += charged.prompt_s[:, :num]
-    budget = float((cost[pace.rung] - cost[0]).sum()) + pace.spare_s
+    budget = float(np.add.reduce(cost[pace.rung] - cost[0])) + pace.spare_s
     cost = cost[1:] - cost[:-1]
     if pace.share:
-        budget += pace.share * float(cost[pace.rung].sum())
+        budget += pace.share * float(np.add.reduce(cost[pace.rung]))
+    climbed = np.zeros((len(cost) + 1, num))
+    # [rungs, requests]: backfill from the lowest rung up to each
     if backfill is not None:
         cost += backfill
-        backfill = backfill.cumsum(0)
+        backfill.cumsum(0, out=climbed[1:])
     gain = prices.gain if levels is None else np.diff(prices.quality[levels], axis=0)
     worth = gain * (tokens / outlook.roll.max_tokens[:num]) / (cost + 1e-12)
     if backfill is not None:
-        worth[backfill > max_raise_s] = 0.0
+        np.putmask(worth, climbed[1:] > max_raise_s, 0.0)
     if levels is not None:
         worth[levels[1:] == levels[:-1]] = math.inf  # rungs it may not use are no obstacle
     reached = _spend(worth, cost, budget)
-    raised = [0.0] * num
-    everyone = np.arange(num)
-    if backfill is not None:
-        raised = np.where(reached > 0, backfill[reached - 1, everyone], 0.0).tolist()
+    of_each = reached * num + np.arange(num)
+    # where tables of [rungs, requests] have what is at the rung of each
     if levels is None:
-        chosen, lowest = prices.rungs_at[reached].tolist(), [prices.rungs[0]] * num
+        chosen, lowest = prices.rungs_at.take(reached).tolist(), [prices.rungs[0]] * num
     else:
-        chosen, lowest = levels[reached, everyone].tolist(), levels[0].tolist()
-    return Assignment(chosen, lowest, token_s[reached, everyone].tolist(), raised)
+        chosen, lowest = levels.take(of_each).tolist(), levels[0].tolist()
+    return Assignment(chosen, lowest, token_s.take(of_each).tolist(), climbed.take(of_each).tolist())
 
 
 def _everybody(rung: int, charged: Bill, prices: LevelCosts, backfill_s: list[float]) -> Assignment:
@@ -214,10 +213,9 @@ def _everybody(rung: int, charged: Bill, prices: LevelCosts, backfill_s: list[fl
 def _spend(worth: Array, cost: Array, budget: float) -> npt.NDArray[np.intp]:
     """[requests]: the rung that each reaches if climbs ([rungs - 1, requests]) are bought in order of worth."""
     num = worth.shape[1]
-    for below, above in pairwise(worth):  # a rung is only reached by way of those below
-        np.minimum(above, below, out=above)
-    order = (-worth).ravel().argsort(kind="stable")
-    num_climbs = int(cost.ravel()[order].cumsum().searchsorted(budget + 1e-9, side="right"))
+    np.minimum.accumulate(worth, axis=0, out=worth)  # a rung is only reached by way of those below
+    order = (-worth).argsort(None, kind="stable")
+    num_climbs = int(cost.take(order).cumsum().searchsorted(budget + 1e-9, side="right"))
     bought = order[: min(num_climbs, np.count_nonzero(worth > 0.0))]
     return np.bincount(bought % num, minlength=num)
 

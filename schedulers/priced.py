@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.expiry import drop_expired
 from stepwell.schedulers.max_quality import MaxQuality
 from stepwell.schedulers.plan import Capacity, CostModel, Drop, Limits, StepPlan
 from stepwell.schedulers.prices import PriceLists
@@ -30,7 +29,7 @@ class Priced(MaxQuality):
     ) -> StepPlan:
         if not isinstance(cost_model, StepCostModel):
             return super().plan(now, waiting, running, capacity, cost_model)
-        drops, waiting, running = drop_expired(now, waiting, running)
+        drops, waiting, running = self.expiry.drop(now, waiting, running)
         if not waiting and not running:
             return StepPlan((), drops)
         return self.decide(now, waiting, running, capacity, cost_model, drops)

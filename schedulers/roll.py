@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepwell.schedulers.deadline_order import in_line
 from stepwell.schedulers.request import Request
 from stepwell.schedulers.work import (
     A_TOKEN,
@@ -145,19 +144,11 @@ def limited(requests: Sequence[Request], num_levels: int, num_begun: int) -> lis
 
 
 class Ledger:
-    """What a policy keeps from step to step: of the last line, and of the last roll."""
+    """What a policy keeps from step to step: due times of the last line, and the last roll."""
 
     def __init__(self) -> None:
-        self._waiting: list[Request] = []
-        self._line: list[Request] = []
         self._due_s: tuple[Sequence[Request], slice, Array] = (), slice(0), np.empty(0)
         self._roll = Roll((), ())
-
-    def line(self, waiting: Sequence[Request]) -> list[Request]:
-        """``waiting``, most urgent first. Not to be changed."""
-        if waiting != self._waiting:
-            self._waiting, self._line = list(waiting), in_line(waiting)
-        return self._line
 
     def due_s(self, line: Sequence[Request], which: slice) -> Array:
         """When the prompts of some in ``line`` are due."""

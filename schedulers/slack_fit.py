@@ -19,8 +19,8 @@ from itertools import chain
 import numpy as np
 
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.deadline_order import by_urgency, in_line
-from stepwell.schedulers.plan import Capacity, Drop, Slice, StepPlan
+from stepwell.schedulers.deadline_order import by_urgency
+from stepwell.schedulers.plan import Capacity, Drop, Slice, StepPlan, as_slice
 from stepwell.schedulers.priced import Priced
 from stepwell.schedulers.prices import LevelCosts, point_at
 from stepwell.schedulers.request import OperatingPoint, Phase, Request
@@ -47,7 +47,7 @@ class SlackFit(Priced):
     ) -> StepPlan:
         """See :class:`~stepwell.schedulers.priced.Priced`."""
         room = Room(capacity, running, self.limits)
-        queue = sorted(chain(running, in_line(waiting)[: room.seats]), key=by_urgency)
+        queue = sorted(chain(running, self.line.of(waiting)[: room.seats]), key=by_urgency)
         slices = self._batch(now, queue, room, model)
         if running and not slices:  # the most urgent wait for pages: those that hold them go on
             slices = self._batch(now, sorted(running, key=by_urgency), room, model)
@@ -80,7 +80,7 @@ class SlackFit(Priced):
         for request in units:
             point, num_tokens = _point(request, level), request.whole_units(min(request.pending_tokens, tokens))
             if num_tokens and (request.phase is Phase.RUNNING or (room.seats and room.admit(request, point))):
-                slices.append(Slice(request, num_tokens, point))
+                slices.append(as_slice((request, num_tokens, point)))
                 tokens -= num_tokens
         return slices
 

@@ -78,7 +78,7 @@ class Staircase(Priced):
     ) -> StepPlan:
         """See :class:`~stepwell.schedulers.priced.Priced`."""
         now += model.answer_way.seconds  # of what is made in this step
-        line = self._ledger.line(waiting)
+        line: Sequence[Request] = self.line.of(waiting)
         situation = self._situation(now, line, running, model)
         if lost := situation.hopeless():
             drops += lost

@@ -224,7 +224,7 @@ class Engine:
         if self._cost_model is None:
             return lambda seconds: None
         ran = [Slice(self._roster.get(s.request_id).request, s.num_tokens, s.point) for s in steps]
-        return self._cost_model.expect(ran)
+        return self._cost_model.foresee(ran)[1]
 
     def _renew_admission(self, step: StepPlan | None = None) -> None:
         """``step``: what begins now."""

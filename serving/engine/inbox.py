@@ -14,7 +14,8 @@ class Inbox:
     """Submissions and cancellations in order of arrival. All methods are thread-safe and quick, except ``wait``."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._arrived: list[Entry] = []
         self._cancelled: list[str] = []
         self._known: set[str] = set()
@@ -25,7 +26,7 @@ class Inbox:
     def submit(self, entry: Entry, now: float) -> Drop | None:
         """Take it, or say why it is refused. Raises RequestError: UNAVAILABLE once closed, INVALID_ARGUMENT if a
         request of the same id is not over."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise RequestError(Status.UNAVAILABLE, "server: stopping, takes no new requests; retry elsewhere")
             if entry.request_id in self._known:
@@ -39,7 +40,7 @@ class Inbox:
 
     def admit_by(self, admission: Admission | None) -> None:
         """What decides on submissions from now on; None takes all. It has not yet counted what is still in here."""
-        with self._changed:
+        with self._lock:
             self._admission = admission
             if admission is not None:
                 for entry in self._arrived:
@@ -47,19 +48,19 @@ class Inbox:
 
     def cancel(self, request_id: str) -> None:
         """Unknown and finished ids are ignored."""
-        with self._changed:
+        with self._lock:
             if request_id in self._known:
                 self._cancelled.append(request_id)
                 self._wake()
 
     def forget(self, request_id: str) -> None:
         """The request is over; its id may be used again."""
-        with self._changed:
+        with self._lock:
             self._known.discard(request_id)
 
     def take(self) -> tuple[list[Entry], list[str]]:
         """What was submitted and what was cancelled since the last call."""
-        with self._changed:
+        with self._lock:
             taken = self._arrived, self._cancelled
             self._arrived, self._cancelled = [], []
             self._woken = False
@@ -67,7 +68,7 @@ class Inbox:
 
     def close(self) -> None:
         """Refuse submissions from now on, and wake the engine."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._wake()
 

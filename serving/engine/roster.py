@@ -10,16 +10,37 @@ from stepwell.serving.engine.entry import Entry
 from stepwell.serving.engine.pages import PageKeeper
 
 
+class _Listed:
+    """The requests of a group, as a list that is made anew only after somebody came or left."""
+
+    def __init__(self) -> None:
+        self._num_changes = 0
+        self._made: tuple[int, list[Request]] = 0, []
+
+    def changed(self) -> None:
+        """The group has changed; to be called right after, so that no other thread's list can be taken for the newer
+        one."""
+        self._num_changes += 1
+
+    def of(self, group: dict[str, Entry]) -> list[Request]:
+        num_changes, (made_at, requests) = self._num_changes, self._made
+        if made_at != num_changes:
+            requests = [entry.request for entry in list(group.values())]
+            self._made = num_changes, requests
+        return requests
+
+
 class Roster:
     """All requests that are not over, in two groups: waiting ones (in order of arrival) and those that hold pages.
 
-    Only the engine thread changes it; the counts and lists may be read from any.
+    Only the engine thread changes it; the counts and lists may be read from any. Nobody changes the lists.
     """
 
     def __init__(self, keeper: PageKeeper) -> None:
         self._keeper = keeper
         self._waiting: dict[str, Entry] = {}
         self._running: dict[str, Entry] = {}
+        self._waiting_list, self._running_list = _Listed(), _Listed()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
@@ -35,11 +56,11 @@ class Roster:
     @property
     def waiting(self) -> list[Request]:
         """In order of arrival."""
-        return [entry.request for entry in list(self._waiting.values())]
+        return self._waiting_list.of(self._waiting)
 
     @property
     def running(self) -> list[Request]:
-        return [entry.request for entry in list(self._running.values())]
+        return self._running_list.of(self._running)
 
     @property
     def members(self) -> list[Entry]:
@@ -66,6 +87,7 @@ class Roster:
     def add(self, entry: Entry) -> None:
         """A newcomer waits."""
         self._waiting[entry.request_id] = entry
+        self._waiting_list.changed()
 
     def start(self, entry: Entry, point: OperatingPoint, now: float) -> bool:
         """WAITING -> RUNNING with pages for all its known tokens; False, and nothing changed, if there are too few."""
@@ -74,6 +96,7 @@ class Roster:
             return False
         entry.start(point, pages, now)
         self._running[entry.request_id] = self._waiting.pop(entry.request_id)
+        self._both_changed()
         return True
 
     def put_back(self, entry: Entry, now: float) -> None:
@@ -82,13 +105,19 @@ class Roster:
         entry.put_back(now)
         self._waiting[entry.request_id] = self._running.pop(entry.request_id)
         self._waiting = dict(sorted(self._waiting.items(), key=lambda item: item[1].request.arrival_s))
+        self._both_changed()
 
     def remove(self, entry: Entry) -> None:
         """It is over; its pages are free again."""
         self._running.pop(entry.request_id, None)
         self._waiting.pop(entry.request_id, None)
+        self._both_changed()
         entry.drop_exits()
         self._keeper.release(entry)
+
+    def _both_changed(self) -> None:
+        self._waiting_list.changed()
+        self._running_list.changed()
 
     def next_expiry_s(self) -> float:
         """Absolute time at which the next of them is to be dropped; ``inf`` if none ever is."""

@@ -46,12 +46,14 @@ class Seating:
             return False
         request = entry.request
         if request.phase is Phase.RUNNING:
-            switches = request.may_switch and self._widen(entry, slice_.point)
-            if not self._grow(entry, request.computed_tokens + slice_.num_tokens):
+            moves = request.point is not slice_.point  # else its pages cover the point already
+            switches = moves and request.may_switch and self._widen(entry, slice_.point)
+            num_tokens = request.computed_tokens + slice_.num_tokens
+            if not (self._keeper.grow(entry, num_tokens) or self._make_room(entry, num_tokens)):
                 return False
             if switches:
                 request.point = slice_.point
-            elif request.point is not slice_.point:
+            elif moves:
                 self.as_planned = False
             return True
         if not self._roster.start(entry, slice_.point, self._now):
@@ -78,11 +80,13 @@ class Seating:
         working = {entry: None for _, entry in self._planned if entry in held}
         return [*working, *(entry for entry in self._holders if entry not in working)]
 
-    def _grow(self, entry: Entry, num_tokens: int) -> bool:
-        while not self._keeper.grow(entry, num_tokens):
+    def _make_room(self, entry: Entry, num_tokens: int) -> bool:
+        """Put others back until ``entry`` can grow; False if it is its own turn."""
+        while True:
             victim = self._victims.pop()
             self._roster.put_back(victim, self._now)
             self._put_back.add(victim)
             if victim is entry:
                 return False
-        return True
+            if self._keeper.grow(entry, num_tokens):
+                return True

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from stepwell.models.sampling import SampledToken
 from stepwell.schedulers.correction import OnlineCorrection
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.plan import Slice
+from stepwell.schedulers.plan import Slice, as_slice
 from stepwell.schedulers.request import Request
 from stepwell.serving.engine.step import ItemResult, ItemStep, Step
 
@@ -120,7 +120,8 @@ class SimRunner:
     def run(self, steps: Sequence[Step]) -> dict[str, Any]:
         """Let the predicted time pass. Tokens are all the same, and results are empty: one a request."""
         requests = self._requests
-        duration_s = self._seconds([Slice(requests[s.request_id], s.num_tokens, s.point) for s in steps])
+        slices = list(map(as_slice, [(requests[s.request_id], s.num_tokens, s.point) for s in steps]))
+        duration_s = self._seconds(slices)
         if self._noise:
             duration_s *= self._rng.lognormvariate(0.0, self._noise)
         fault = self._faults(self.num_calls, steps) if self._faults else None

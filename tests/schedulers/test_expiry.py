@@ -7,7 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwell.schedulers.expiry import drop_reason, expires_s
+from stepwell.schedulers.deadline_order import Line
+from stepwell.schedulers.expiry import Expiry, drop_reason, expires_s
 from stepwell.schedulers.plan import DropReason
 
 instants = st.one_of(st.just(math.inf), st.integers(1, 20).map(float))
@@ -38,3 +39,28 @@ def test_a_queue_timeout_is_told_from_a_deadline(make) -> None:
 def test_expiry_time_and_drop_agree(make, deadline_s, hard_s, queue_s, running, now) -> None:
     request = make.request(deadline_s=deadline_s, hard_deadline_s=hard_s, queue_deadline_s=queue_s, running=running)
     assert (drop_reason(request, now) is not None) == (now >= expires_s(request))
+
+
+@given(data=st.data())
+def test_what_is_kept_between_steps_changes_nothing(make, data) -> None:
+    """The same watch and line, asked again and again while requests come, start and leave."""
+    expiry, line = Expiry(), Line()
+    waiting, running, now = [], [], 0.0
+    for _ in range(data.draw(st.integers(1, 8))):
+        kind = data.draw(st.sampled_from(["time passes", "arrives", "starts", "leaves"]))
+        if kind == "time passes":
+            now += data.draw(st.integers(1, 6))
+        elif kind == "arrives":
+            due_s, hard_s, queue_s = (data.draw(instants) for _ in range(3))
+            waiting = [*waiting, make.request(deadline_s=due_s, hard_deadline_s=hard_s, queue_deadline_s=queue_s)]
+        elif kind == "starts" and waiting:
+            waiting[0].started_s = now
+            waiting, running = waiting[1:], [*running, waiting[0]]
+        elif running:
+            running = running[1:]
+        drops, *left = expiry.drop(now, waiting, running)
+        due = [r for r in (*waiting, *running) if drop_reason(r, now)]
+        assert [drop.request for drop in drops] == due
+        assert [drop.reason for drop in drops] == [drop_reason(r, now) for r in due]
+        assert [list(group) for group in left] == [[r for r in group if r not in due] for group in (waiting, running)]
+        assert line.of(waiting) == sorted(waiting, key=lambda request: request.rank_s)

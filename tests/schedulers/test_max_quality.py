@@ -95,8 +95,8 @@ def test_expired_work_is_dropped_not_planned(make) -> None:
 
 def test_prediction_comes_from_the_cost_model(make) -> None:
     class PerToken:
-        def predict_s(self, slices) -> float:
-            return 0.5 * sum(s.num_tokens for s in slices)
+        def foresee(self, slices):
+            return 0.5 * sum(s.num_tokens for s in slices), lambda seconds: None
 
     assert plan(make, [make.request(prompt_tokens=6)], cost_model=PerToken()).predicted_s == 3.0
     assert plan(make, [make.request()]).predicted_s is None

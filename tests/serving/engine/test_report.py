@@ -81,12 +81,9 @@ def test_degraded_means_below_the_best_that_was_allowed(make_world, fake) -> Non
 
 def test_prediction_is_the_sum_over_its_steps(make_world) -> None:
     class HalfAMillisecondPerToken:
-        def predict_s(self, slices) -> float:
-            return 0.0005 * sum(s.num_tokens for s in slices)
-
-        def expect(self, slices):
-            predicted_s = self.predict_s(slices)
-            return lambda seconds: observed.append((predicted_s, seconds))
+        def foresee(self, slices):
+            predicted_s = 0.0005 * sum(s.num_tokens for s in slices)
+            return predicted_s, lambda seconds: observed.append((predicted_s, seconds))
 
     observed: list[tuple[float, float]] = []
     world = make_world(cost_model=HalfAMillisecondPerToken())
