@@ -70,13 +70,19 @@ def means(weights: Weights, x_BND: Tensor, at: Sequence[Band], num_cells: int) -
     sums = x_BND.new_zeros(len(x_BND), num_cells, x_BND.shape[2])
     for band, weights_Bnm in zip(at, weights, strict=True):
         totals[:, band.cells] += weights_Bnm.sum(1)
-        sums[:, band.cells] += weights_Bnm.transpose(1, 2) @ x_BND[:, band.patches]
+        sums[:, band.cells].baddbmm_(weights_Bnm.transpose(1, 2), x_BND[:, band.patches])
     return sums / totals.clamp_min(1e-12)[..., None]
 
 
 def spread(weights: Weights, s_BMD: Tensor, at: Sequence[Band]) -> Tensor:
     """For each patch the weighted sum of the cells around it: [B, patches, D]."""
     return torch.cat([w_Bnm @ s_BMD[:, band.cells] for band, w_Bnm in zip(at, weights, strict=True)], dim=1)
+
+
+def spread_onto(x_BND: Tensor, weights: Weights, s_BMD: Tensor, at: Sequence[Band]) -> None:
+    """Add to each patch, in place, the weighted sum of the cells around it."""
+    for band, w_Bnm in zip(at, weights, strict=True):
+        x_BND[:, band.patches].baddbmm_(w_Bnm, s_BMD[:, band.cells])
 
 
 def strongest(weights: Weights, at: Sequence[Band]) -> Tensor:

@@ -124,7 +124,7 @@ def merge(x_BTD: Tensor, sizes_BT: Tensor, place_BT: Tensor, num_left: int) -> t
     """Size-weighted means of the tokens that go to the same place [B, num_left, D], and their sizes."""
     batch, _, width = x_BTD.shape
     rows = (place_BT + torch.arange(batch)[:, None] * num_left).flatten()
-    sizes = sizes_BT.new_zeros(batch * num_left).index_add(0, rows, sizes_BT.flatten())
+    sizes = sizes_BT.new_zeros(batch * num_left).index_add_(0, rows, sizes_BT.flatten())
     weighted = (x_BTD * sizes_BT[..., None]).flatten(0, 1)
-    sums = weighted.new_zeros(batch * num_left, width).index_add(0, rows, weighted)
+    sums = weighted.new_zeros(batch * num_left, width).index_add_(0, rows, weighted)
     return (sums / sizes[:, None]).to(x_BTD.dtype).view(batch, num_left, width), sizes.view(batch, num_left)

@@ -30,6 +30,7 @@ from stepwell.models.vit.reducers.cells import (
     nested_cells,
     pool,
     spread,
+    spread_onto,
     strongest,
 )
 
@@ -62,6 +63,7 @@ class _Sampled(Pass):
         super().__init__(grid)
         self.layer_cells = layer_cells
         self._kept: tuple[Tensor, Tensor] | None = None
+        """All tokens, and the super tokens, as they came to the layer."""
         self._shares: Weights | None = None
         self._bands: tuple[Band, ...] = ()
 
@@ -73,15 +75,20 @@ class _Sampled(Pass):
         self._bands = bands(self.grid, cells, 1)
         prefix, patches = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
         tokens, self._shares = sample(patches, self.grid, cells)
-        self._kept = (patches, tokens)
+        self._kept = (x_BTD, tokens)
         return torch.cat([prefix, tokens], dim=1)
 
     def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
         if self._kept is None or self._shares is None:
             return x_BTD
-        patches, before = self._kept
-        prefix, after = x_BTD[:, : self.grid.num_prefix], x_BTD[:, self.grid.num_prefix :]
-        return torch.cat([prefix, patches + spread(self._shares, after - before, self._bands)], dim=1)
+        num_prefix, (all_BTD, before) = self.grid.num_prefix, self._kept
+        prefix, added = x_BTD[:, :num_prefix], x_BTD[:, num_prefix:] - before
+        if torch.is_grad_enabled():
+            return torch.cat([prefix, all_BTD[:, num_prefix:] + spread(self._shares, added, self._bands)], dim=1)
+        # In place: the packed rows that these are a view of were replaced by those of the super tokens.
+        spread_onto(all_BTD[:, num_prefix:], self._shares, added, self._bands)
+        all_BTD[:, :num_prefix] = prefix
+        return all_BTD
 
     def trace(self, num_items: int) -> Trace:
         if self._shares is None:
@@ -95,6 +102,9 @@ def sample(patches_BND: Tensor, grid: Grid, cells: Cells) -> tuple[Tensor, Weigh
     size, at = patches_BND.shape[2], bands(grid, cells, 1)
     normed = F.layer_norm(patches_BND, (size,))
     pooled = (pool(normed, grid, cells) * size**-0.5).transpose(1, 2)
-    logits = [normed[:, band.patches] @ pooled[:, :, band.cells] + band.unreachable.to(pooled.dtype) for band in at]
+    logits = [
+        torch.baddbmm(band.unreachable.to(pooled.dtype), normed[:, band.patches], pooled[:, :, band.cells])
+        for band in at
+    ]
     shares = [each.softmax(2) for each in logits]
     return means(shares, patches_BND, at, cells[0] * cells[1]), shares
