@@ -35,7 +35,7 @@ Part = tuple[HasWeight, int, int]
 """A layer and the range of its units that runs."""
 
 
-_ROW_STEPS = ((16, 1), (64, 4), (128, 16), (512, 32))
+_ROW_STEPS = ((16, 1), (64, 4), (512, 16), (1024, 32))
 """Up to so many rows, counts are multiples of so many; beyond, of 64."""
 
 

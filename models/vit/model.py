@@ -162,7 +162,7 @@ class ViT(nn.Module):
         )
 
     def _embed(self, group: Group, images: Sequence[Tensor]) -> Tensor:
-        x_BTD: Tensor = self.embeddings(torch.stack(list(images)), group.grid)
+        x_BTD: Tensor = self.embeddings(images, group.grid)
         group.num_tokens = x_BTD.shape[1]
         return x_BTD.flatten(0, 1)
 
