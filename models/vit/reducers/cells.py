@@ -60,6 +60,12 @@ def bands(grid: Grid, cells: Cells, radius: int) -> tuple[Band, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=256)
+def cells_in_reach(grid: Grid, cells: Cells, radius: int) -> tuple[int, ...]:
+    """Of each patch, the number of cells that it may belong to."""
+    return tuple(count for band in bands(grid, cells, radius) for count in (band.unreachable == 0).sum(1).tolist())
+
+
 Weights = Sequence[Tensor]
 """Of each band, what its patches and its cells have to do with each other: [B, patches, cells]."""
 

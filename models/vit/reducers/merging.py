@@ -28,6 +28,11 @@ class Merging(Reducer):
     def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
         return _schedule(grid, num_layers, budget)
 
+    def own_products(self, grid: Grid, num_layers: int, budget: float) -> int:
+        """Of the keys of A and B, in layers that merge."""
+        merging = [had for had, left in self.schedule(grid, num_layers, budget) if left < had]
+        return sum((count + 1) // 2 * (count // 2) for count in merging) * self.head_dim
+
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
         return _Merges(grid, self.schedule(grid, num_layers, budget))
 

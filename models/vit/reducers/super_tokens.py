@@ -26,6 +26,7 @@ from stepwell.models.vit.reducers.cells import (
     Cells,
     Weights,
     bands,
+    cells_in_reach,
     means,
     nested_cells,
     pool,
@@ -41,6 +42,11 @@ class SuperTokens(Reducer):
     def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
         counts = [grid.num_prefix + rows * columns for rows, columns in _layer_cells(grid, num_layers, budget)]
         return tuple(LayerTokens(count, count) for count in counts)
+
+    def own_products(self, grid: Grid, num_layers: int, budget: float) -> int:
+        """Patches with the cells around them, in each layer three times: for shares, tokens and the way back."""
+        sampled = [at for at in _layer_cells(grid, num_layers, budget) if at != (grid.height, grid.width)]
+        return 3 * self.hidden_size * sum(sum(cells_in_reach(grid, cells, 1)) for cells in sampled)
 
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
         return _Sampled(grid, _layer_cells(grid, num_layers, budget))
