@@ -13,11 +13,12 @@ from stepwell.models.ladder import Reduction
 from stepwell.models.one_shot import Item
 from stepwell.models.vit.config import ViTConfig
 from stepwell.models.vit.model import ViT
-from stepwell.models.vit.tally import flops
+from stepwell.models.vit.tally import flops, reducer_flops
 
-VIT_S = ViTConfig(384, 12, 6, 1536, (224, 224), 16, num_labels=1000)
+VIT_S = ViTConfig(384, 12, 6, 1536, (224, 224), 16, num_labels=1000, reducer_settings={"slim": {}, "route": {}})
 SHAPE = (3, 224, 224)
-POINTS = [None, *(Reduction(name, b) for name in ("merge", "cluster", "super") for b in (0.75, 0.5, 0.25))]
+REDUCERS = ("merge", "cluster", "super", "slim", "route")
+POINTS = [None, *(Reduction(name, b) for name in REDUCERS for b in (0.75, 0.5, 0.25))]
 BATCHES = (8, 32)
 
 
@@ -54,15 +55,18 @@ def rows_of(vit: ViT, batch: int, repeats: int) -> list[list[str]]:
         cases[f"part {name_of(point)}"] = run(vit, members, [point])
     cases["mixed"] = run(vit, images, mixed)
     seconds = least_seconds(cases, repeats)
-    whole = flops(vit.config, vit.config.architecture.full, None, SHAPE)
+    full = vit.config.architecture.full
+    whole = flops(vit.config, full, None, SHAPE)
     rows = []
     for point in POINTS:
-        promise = whole / flops(vit.config, vit.config.architecture.full, point, SHAPE)
+        network, method = (count(vit.config, full, point, SHAPE) for count in (flops, reducer_flops))
         speed_up = seconds["full"] / seconds[name_of(point)]
-        times = [f"{seconds[name_of(point)] * 1e3 / batch:.1f}", f"{speed_up:.2f}", f"{promise:.2f}"]
-        rows.append([str(batch), name_of(point), *times, f"{speed_up / promise:.2f}"])
+        cells = [f"{seconds[name_of(point)] * 1e3 / batch:.1f}", f"{speed_up:.2f}"]
+        for promise in (whole / network, whole / (network + method)):
+            cells += [f"{promise:.2f}", f"{speed_up / promise:.2f}"]
+        rows.append([str(batch), name_of(point), *cells])
     parts = sum(value for name, value in seconds.items() if name.startswith("part"))
-    last = [f"{seconds['mixed'] * 1e3 / batch:.1f}", "", "", f"{seconds['mixed'] / parts:.2f} of its parts"]
+    last = [f"{seconds['mixed'] * 1e3 / batch:.1f}", f"{seconds['mixed'] / parts:.2f} of its parts", "", "", "", ""]
     return [*rows, [str(batch), "mixed", *last]]
 
 
@@ -77,11 +81,21 @@ def main() -> None:
     report(
         "token_budgets",
         "ViT-S/16 at 224 x 224: token budgets, measured and promised",
-        ["images", "reducer, budget", "ms an image", "speed-up", "FLOPs promise", "of the promise"],
+        [
+            "images",
+            "reducer, budget",
+            "ms an image",
+            "speed-up",
+            "promise of the network",
+            "of it",
+            "with the method's own",
+            "of it",
+        ],
         rows,
-        f"Random weights, float32. Processor time, the least of {options.repeats}, interleaved. The promise counts the "
-        "products of the network, not what reducers compute. Mixed: all points in turn in one batch, against the sum "
-        "of a batch for each point with the same images.",
+        f"Random weights and gates, float32. Processor time, the least of {options.repeats}, interleaved. Promises are "
+        "quotients of floating point operations: of the network's products alone, and with those that the reducer's "
+        "published method takes itself. Mixed: all points in turn in one batch, against the sum of a batch for each "
+        "point with the same images.",
         options.save,
     )
 

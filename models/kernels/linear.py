@@ -35,7 +35,7 @@ Part = tuple[HasWeight, int, int]
 """A layer and the range of its units that runs."""
 
 
-_ROW_STEPS = ((16, 1), (64, 4), (128, 16), (512, 32))
+_ROW_STEPS = ((16, 1), (64, 4), (512, 16), (1024, 32))
 """Up to so many rows, counts are multiples of so many; beyond, of 64."""
 
 
@@ -107,9 +107,7 @@ class SliceLinear:
     def _packed(self, x_RD: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
         num_rows = len(x_RD)
         if self.pads_rows and (padded := padded_rows(num_rows)) != num_rows:
-            wide = x_RD.new_zeros(padded, x_RD.shape[1])
-            wide[:num_rows] = x_RD
-            x_RD = wide
+            x_RD = _lengthened(x_RD, padded)
         name, algorithm = ACTIVATIONS[activation].fused if activation else ("none", "")
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x_RD, weight, bias, name, [], algorithm)
         return out[:num_rows]
@@ -146,6 +144,20 @@ class SliceLinear:
         if not self._has_spoken:
             self._has_spoken = True
             _log.warning(message, value)
+
+
+def _lengthened(x_RD: Tensor, num_rows: int) -> Tensor:
+    """``num_rows`` rows of which the first are ``x_RD``. What the others hold does not matter, as the products of rows
+    are dropped; where the storage goes on behind the rows (they are a product or a part of a batch), nothing is copied.
+    """
+    size = x_RD.shape[1]
+    end_bytes = (x_RD.storage_offset() + num_rows * size) * x_RD.element_size()
+    if x_RD.is_contiguous() and end_bytes <= x_RD.untyped_storage().nbytes():
+        return x_RD.as_strided((num_rows, size), (size, 1))
+    wide = x_RD.new_empty(num_rows, size)
+    wide[: len(x_RD)] = x_RD
+    wide[len(x_RD) :] = 0.0
+    return wide
 
 
 def _bias(module: HasWeight, start: int, stop: int) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,12 +30,21 @@ class Embeddings(nn.Module):
         places = self.num_placed + self.base_grid.num_patches
         self.position_embeddings = nn.Parameter(torch.zeros(1, places, size))
 
-    def forward(self, pixels_BCHW: Tensor, grid: Grid) -> Tensor:
-        """Tokens [B, tokens, D] of images of one size."""
-        patches = self.projection(pixels_BCHW.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+    def forward(self, images_CHW: Sequence[Tensor], grid: Grid) -> Tensor:
+        """Tokens [B, tokens, D] of images [C, H, W] of one size; a tensor [B, C, H, W] is such a sequence too."""
         tokens = (self.cls_token, self.distillation_token, self.register_tokens)
-        prefix = [token.expand(len(patches), -1, -1) for token in tokens if token is not None]
-        return torch.cat([*prefix, patches], dim=1) + self.positions(grid)
+        prefix = [token.expand(len(images_CHW), -1, -1) for token in tokens if token is not None]
+        return torch.cat([*prefix, self._patches(images_CHW, grid)], dim=1) + self.positions(grid)
+
+    def _patches(self, images_CHW: Sequence[Tensor], grid: Grid) -> Tensor:
+        """The convolution [B, patches, D], as one product over the patches' pixels."""
+        weight, patch = self.projection.weight, self.projection.kernel_size[0]
+        pixels_PK = weight.new_empty(len(images_CHW), grid.height, grid.width, weight[0].numel())
+        seen = pixels_PK.unflatten(3, (len(weight[0]), patch, patch))
+        for place, image in enumerate(images_CHW):
+            cut = image.unflatten(1, (grid.height, patch)).unflatten(3, (grid.width, patch))
+            seen[place] = cut.permute(1, 3, 0, 2, 4)
+        return F.linear(pixels_PK.flatten(1, 2), weight.flatten(1), self.projection.bias)
 
     def positions(self, grid: Grid) -> Tensor:
         """Position embeddings [1, tokens, D], zeros where a token has none; those of patches resampled for another

@@ -61,7 +61,7 @@ class ViT(nn.Module):
         that the model does not have."""
         self._check_wanted(wanted)
         groups = self._group(items)
-        x_TD = torch.cat([self._embed(group, [items[i].data for i in group.indices]) for group in groups])
+        x_TD = self._embed_all(groups, items)
         x_TD = self._run_layers(x_TD, groups)
         outputs: dict[int, ItemOutput] = {}
         for group, x_BTD in zip(groups, split(x_TD, groups), strict=True):
@@ -109,7 +109,7 @@ class ViT(nn.Module):
                 for group, found, x_BTD in zip(groups, taps, split(x_TD, groups), strict=True):
                     found.append(group.way.restore(x_BTD).clone())
 
-        x_TD = torch.cat([self._embed(group, [items[i].data for i in group.indices]) for group in groups])
+        x_TD = self._embed_all(groups, items)
         self._run_layers(x_TD, groups, note)
         return list(zip(groups, taps, strict=True))
 
@@ -162,9 +162,13 @@ class ViT(nn.Module):
         )
 
     def _embed(self, group: Group, images: Sequence[Tensor]) -> Tensor:
-        x_BTD: Tensor = self.embeddings(torch.stack(list(images)), group.grid)
+        x_BTD: Tensor = self.embeddings(images, group.grid)
         group.num_tokens = x_BTD.shape[1]
         return x_BTD.flatten(0, 1)
+
+    def _embed_all(self, groups: Sequence[Group], items: Sequence[Item]) -> Tensor:
+        parts = [self._embed(group, [items[i].data for i in group.indices]) for group in groups]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _run_layers(self, x_TD: Tensor, groups: Sequence[Group], note: Note | None = None) -> Tensor:
         """``note`` is called after each layer."""

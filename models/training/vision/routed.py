@@ -26,9 +26,7 @@ from stepwell.models.training.vision.publish import write_routed
 from stepwell.models.training.vision.scenes import Scenes, make_scenes, normalise
 from stepwell.models.training.vision.steps import Report, run_steps
 from stepwell.models.training.vision.student import Lesson, Student, new_student
-from stepwell.models.vit.reducers.downsampling import Downsampling
-from stepwell.models.vit.reducers.gates import GateRecord
-from stepwell.models.vit.reducers.routing import Routing
+from stepwell.models.vit.reducers.gates import GatedReducer, GateRecord
 
 MODEL_FOLDER = "model"
 
@@ -82,7 +80,7 @@ def reduced_loss(
     logits = student.vit(normalise(scenes.pixels), reduction=reduction)["logits"]
     loss = (F.cross_entropy(logits, scenes.labels) + F.cross_entropy(logits, lesson.logits.softmax(1))) / 2
     reducer = student.vit.reducers[reduction.reducer]
-    records = reducer.records if isinstance(reducer, (Downsampling, Routing)) else []
+    records = reducer.records if isinstance(reducer, GatedReducer) else []
     return loss + gate_loss(config, records, lesson.relevance) if records else loss
 
 
@@ -103,5 +101,5 @@ def gate_loss(config: RoutedConfig, records: Sequence[GateRecord], relevance_BN:
 def _set_noise(config: RoutedConfig, student: Student, step: int) -> None:
     left = 1.0 - step / (config.noise_share * config.num_steps)
     for reducer in student.vit.reducers.values():
-        if isinstance(reducer, (Downsampling, Routing)):
+        if isinstance(reducer, GatedReducer):
             reducer.noise = config.noise * max(0.0, left)

@@ -101,11 +101,17 @@ class Reducer(nn.Module, ABC):
     def __init__(self, config: ViTConfig, settings: Mapping[str, Any]) -> None:
         """``settings``: what ``config.json`` says of it under ``reducers``; may be empty for a training-free one."""
         super().__init__()
+        self.hidden_size, self.head_dim = config.hidden_size, config.head_dim
 
     @abstractmethod
     def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
         """Tokens each of ``num_layers`` layers runs: no more in total than ``budget`` allows, unless fewer cannot be
         had, and no fewer in total than at a smaller budget. A function of its arguments alone."""
+
+    @abstractmethod
+    def own_products(self, grid: Grid, num_layers: int, budget: float) -> int:
+        """Multiply-adds that the published method itself takes for one image, beside the layers: its products with
+        features and with its own weights. What an implementation computes in vain is not counted."""
 
     @abstractmethod
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:

@@ -60,6 +60,12 @@ def bands(grid: Grid, cells: Cells, radius: int) -> tuple[Band, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=256)
+def cells_in_reach(grid: Grid, cells: Cells, radius: int) -> tuple[int, ...]:
+    """Of each patch, the number of cells that it may belong to."""
+    return tuple(count for band in bands(grid, cells, radius) for count in (band.unreachable == 0).sum(1).tolist())
+
+
 Weights = Sequence[Tensor]
 """Of each band, what its patches and its cells have to do with each other: [B, patches, cells]."""
 
@@ -70,13 +76,19 @@ def means(weights: Weights, x_BND: Tensor, at: Sequence[Band], num_cells: int) -
     sums = x_BND.new_zeros(len(x_BND), num_cells, x_BND.shape[2])
     for band, weights_Bnm in zip(at, weights, strict=True):
         totals[:, band.cells] += weights_Bnm.sum(1)
-        sums[:, band.cells] += weights_Bnm.transpose(1, 2) @ x_BND[:, band.patches]
+        sums[:, band.cells].baddbmm_(weights_Bnm.transpose(1, 2), x_BND[:, band.patches])
     return sums / totals.clamp_min(1e-12)[..., None]
 
 
 def spread(weights: Weights, s_BMD: Tensor, at: Sequence[Band]) -> Tensor:
     """For each patch the weighted sum of the cells around it: [B, patches, D]."""
     return torch.cat([w_Bnm @ s_BMD[:, band.cells] for band, w_Bnm in zip(at, weights, strict=True)], dim=1)
+
+
+def spread_onto(x_BND: Tensor, weights: Weights, s_BMD: Tensor, at: Sequence[Band]) -> None:
+    """Add to each patch, in place, the weighted sum of the cells around it."""
+    for band, w_Bnm in zip(at, weights, strict=True):
+        x_BND[:, band.patches].baddbmm_(w_Bnm, s_BMD[:, band.cells])
 
 
 def strongest(weights: Weights, at: Sequence[Band]) -> Tensor:

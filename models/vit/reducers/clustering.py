@@ -32,6 +32,7 @@ from stepwell.models.vit.reducers.cells import (
     Cells,
     Weights,
     bands,
+    cells_in_reach,
     means,
     nested_cells,
     pool,
@@ -76,6 +77,14 @@ class Clustering(Reducer):
         alpha, (rows, columns) = _point(grid, num_layers, budget)
         full, few = grid.num_tokens, grid.num_prefix + rows * columns
         return (LayerTokens(full, full),) * alpha + (LayerTokens(few, few),) * (num_layers - alpha)
+
+    def own_products(self, grid: Grid, num_layers: int, budget: float) -> int:
+        """Patches with the clusters in their windows: distances and means in each iteration, the last distances, and
+        the reconstruction from the nearest."""
+        _, cells = _point(grid, num_layers, budget)
+        in_reach = cells_in_reach(grid, cells, self.settings.window // 2)
+        nearest = sum(min(count, self.settings.num_nearest) for count in in_reach)
+        return self.hidden_size * ((2 * self.settings.num_iterations + 1) * sum(in_reach) + nearest)
 
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
         alpha, cells = _point(grid, num_layers, budget)

@@ -33,15 +33,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from stepwell.models.fields import ConfigError, read_size
+from stepwell.models.fields import ConfigError
 from stepwell.models.vit.grid import Grid
-from stepwell.models.vit.reducers.base import Pass, Reducer, Schedule, Trace
-from stepwell.models.vit.reducers.gates import Gate, GateRecord, gather_rows, logistic_like
+from stepwell.models.vit.reducers.base import Pass, Schedule, Trace
+from stepwell.models.vit.reducers.gates import Gate, GatedReducer, GateRecord, gather_rows, logistic_like
 from stepwell.models.vit.reducers.merging import merge
 from stepwell.models.vit.reducers.neighbourhoods import Joining, join_lowest, mean_scores, quarters
-from stepwell.models.vit.reducers.profile import profile_schedule, read_layers, read_profile
+from stepwell.models.vit.reducers.profile import read_layers
 
 if TYPE_CHECKING:
     from stepwell.models.vit.config import ViTConfig
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _KNOWN = {"before", "hidden_size", "profile"}
 
 
-class Downsampling(Reducer):
+class Downsampling(GatedReducer):
     """See the module. ``config.json``::
 
     "reducers": {"downsample": {"before": [0, 2], "hidden_size": 24, "profile": [1.0, 0.8, ...]}}
@@ -59,21 +59,10 @@ class Downsampling(Reducer):
     """
 
     def __init__(self, config: ViTConfig, settings: Mapping[str, Any]) -> None:
-        super().__init__(config, settings)
         if unknown := sorted(settings.keys() - _KNOWN):
             raise ConfigError(f"reducers.downsample.{unknown[0]}: unknown; known are {', '.join(sorted(_KNOWN))}")
-        where, num_layers = "reducers.downsample", config.num_layers
-        self.before = read_layers(where, settings, num_layers, default=range(num_layers))
-        self.profile = read_profile(where, settings, num_layers)
-        hidden = read_size(settings, "hidden_size", max(1, config.hidden_size // 4))
-        self.gates = nn.ModuleList(Gate(config.hidden_size, hidden, config.norm_eps) for _ in range(num_layers))
-        self.noise = 0.0
-        """How much of a standard Gumbel difference is added to scores in training mode."""
-        self.records: list[GateRecord] = []
-        """In training mode, of the last run: what the gate of each layer that reduces said."""
-
-    def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
-        return profile_schedule(self.profile[:num_layers], grid, budget)
+        super().__init__(config, settings, "reducers.downsample")
+        self.before = read_layers("reducers.downsample", settings, config.num_layers, range(config.num_layers))
 
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
         self.records = []

@@ -1,13 +1,23 @@
-"""Gates of tokens: a score, the probability that goes with it at a budget, and what losses read of both."""
+"""Gates of tokens: a score, the probability that goes with it at a budget, what losses read of both; and reducers that
+have one in every layer."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stepwell.models.fields import read_size
+from stepwell.models.vit.grid import Grid
+from stepwell.models.vit.reducers.base import Reducer, Schedule
+from stepwell.models.vit.reducers.profile import profile_schedule, read_profile
+
+if TYPE_CHECKING:
+    from stepwell.models.vit.config import ViTConfig
 
 
 class Gate(nn.Module):
@@ -23,6 +33,11 @@ class Gate(nn.Module):
         """Scores [B, N]."""
         scores: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x_BND)))).squeeze(-1)
         return scores
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds for one token."""
+        return self.fc1.in_features * self.fc1.out_features + self.fc2.in_features
 
     def probabilities(self, scores_BN: Tensor, share: float) -> Tensor:
         """Probability of running [B, N] where the layer runs that share of the patches, in (0, 1)."""
@@ -40,6 +55,39 @@ class GateRecord(NamedTuple):
     """Of these patches, that the layer runs."""
     patches: Tensor | None
     """int64 [B, N]: which patches of the image these are; None = all."""
+
+
+class GatedReducer(Reducer):
+    """A reducer that has a gate in every layer, and runs tokens in proportion to a profile."""
+
+    def __init__(self, config: ViTConfig, settings: Mapping[str, Any], where: str) -> None:
+        """``where`` names the settings; of them this reads ``profile`` and ``hidden_size``. Raises ConfigError."""
+        super().__init__(config, settings)
+        self.profile = read_profile(where, settings, config.num_layers)
+        hidden = read_size(settings, "hidden_size", max(1, config.hidden_size // 4))
+        self.gates = nn.ModuleList(Gate(config.hidden_size, hidden, config.norm_eps) for _ in range(config.num_layers))
+        self.noise = 0.0
+        """How much of a standard Gumbel difference is added to scores in training mode."""
+        self.records: list[GateRecord] = []
+        """In training mode, of the last run: what the gate of each layer that reduces said."""
+
+    def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
+        return profile_schedule(self.profile[:num_layers], grid, budget)
+
+    def own_products(self, grid: Grid, num_layers: int, budget: float) -> int:
+        """Of the gates that are asked, with the patches that they see."""
+        schedule, total, before = self.schedule(grid, num_layers, budget), 0, grid.num_tokens
+        for tokens, gate in zip(schedule, self.gates, strict=False):
+            assert isinstance(gate, Gate)
+            if tokens.attention < before:
+                total += gate.products * (before - grid.num_prefix)
+            before = tokens.attention if self.narrows else before
+        return total
+
+    @property
+    def narrows(self) -> bool:
+        """Whether tokens that were passed by once are seen by no later gate."""
+        return True
 
 
 def gather_rows(x_BTD: Tensor, index_BK: Tensor) -> Tensor:

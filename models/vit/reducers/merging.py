@@ -28,6 +28,11 @@ class Merging(Reducer):
     def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
         return _schedule(grid, num_layers, budget)
 
+    def own_products(self, grid: Grid, num_layers: int, budget: float) -> int:
+        """Of the keys of A and B, in layers that merge."""
+        merging = [had for had, left in self.schedule(grid, num_layers, budget) if left < had]
+        return sum((count + 1) // 2 * (count // 2) for count in merging) * self.head_dim
+
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
         return _Merges(grid, self.schedule(grid, num_layers, budget))
 
@@ -124,7 +129,7 @@ def merge(x_BTD: Tensor, sizes_BT: Tensor, place_BT: Tensor, num_left: int) -> t
     """Size-weighted means of the tokens that go to the same place [B, num_left, D], and their sizes."""
     batch, _, width = x_BTD.shape
     rows = (place_BT + torch.arange(batch)[:, None] * num_left).flatten()
-    sizes = sizes_BT.new_zeros(batch * num_left).index_add(0, rows, sizes_BT.flatten())
+    sizes = sizes_BT.new_zeros(batch * num_left).index_add_(0, rows, sizes_BT.flatten())
     weighted = (x_BTD * sizes_BT[..., None]).flatten(0, 1)
-    sums = weighted.new_zeros(batch * num_left, width).index_add(0, rows, weighted)
+    sums = weighted.new_zeros(batch * num_left, width).index_add_(0, rows, weighted)
     return (sums / sizes[:, None]).to(x_BTD.dtype).view(batch, num_left, width), sizes.view(batch, num_left)

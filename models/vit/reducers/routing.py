@@ -23,19 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from stepwell.models.fields import read_flag, read_size
+from stepwell.models.fields import read_flag
 from stepwell.models.vit.grid import Grid
-from stepwell.models.vit.reducers.base import Pass, Reducer, Schedule, Trace
-from stepwell.models.vit.reducers.gates import Gate, GateRecord, gather_rows, logistic_like
-from stepwell.models.vit.reducers.profile import profile_schedule, read_profile
+from stepwell.models.vit.reducers.base import Pass, Schedule, Trace
+from stepwell.models.vit.reducers.gates import Gate, GatedReducer, GateRecord, gather_rows, logistic_like
 
 if TYPE_CHECKING:
     from stepwell.models.vit.config import ViTConfig
 
 
-class Routing(Reducer):
+class Routing(GatedReducer):
     """See the module. ``config.json``::
 
     "reducers": {"route": {"hidden_size": 24, "profile": [1.0, 0.8, ...], "early_stop": true}}
@@ -45,18 +44,12 @@ class Routing(Reducer):
     """
 
     def __init__(self, config: ViTConfig, settings: Mapping[str, Any]) -> None:
-        super().__init__(config, settings)
+        super().__init__(config, settings, "reducers.route")
         self.early_stop = read_flag(settings, "early_stop")
-        self.profile = read_profile("reducers.route", settings, config.num_layers)
-        hidden = read_size(settings, "hidden_size", max(1, config.hidden_size // 4))
-        self.gates = nn.ModuleList(Gate(config.hidden_size, hidden, config.norm_eps) for _ in range(config.num_layers))
-        self.noise = 0.0
-        """How much of a standard Gumbel difference is added to scores in training mode."""
-        self.records: list[GateRecord] = []
-        """In training mode, of the last run: what each routing layer's gate said."""
 
-    def schedule(self, grid: Grid, num_layers: int, budget: float) -> Schedule:
-        return profile_schedule(self.profile[:num_layers], grid, budget)
+    @property
+    def narrows(self) -> bool:
+        return self.early_stop
 
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
         self.records = []

@@ -79,6 +79,16 @@ class Slimming(Reducer):
             for _ in range(first, end)
         )
 
+    def own_products(self, grid: Grid, num_layers: int, budget: float) -> int:
+        """Of each stage: both of its linear layers, and the patches' sums."""
+        size, seen, total = self.hidden_size, grid.num_patches, 0
+        for layer, tokens in enumerate(self.schedule(grid, num_layers, budget)):
+            if layer in self.before:
+                slots = tokens.attention - grid.num_prefix
+                total += seen * (size * (size // 2) + (size // 2 + size) * slots)
+                seen = slots
+        return total
+
     def begin(self, grid: Grid, num_layers: int, budget: float) -> Pass:
         return _Slim(self, grid, self.schedule(grid, num_layers, budget))
 

@@ -16,8 +16,7 @@ from stepwell.models.vit.config import ViTConfig
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.model import ViT
 from stepwell.models.vit.reducers.base import Reducer, mean_share
-from stepwell.models.vit.reducers.downsampling import Downsampling
-from stepwell.models.vit.reducers.routing import Routing
+from stepwell.models.vit.reducers.gates import GatedReducer
 from stepwell.models.vit.reducers.slimming import TokenSlimming
 
 PROFILE = [1.0, 0.6, 0.4, 0.4]
@@ -188,7 +187,7 @@ def test_every_parameter_of_a_reducer_learns(images: torch.Tensor, name: str) ->
     vit = _randomised().train()
     reducer = vit.reducers[name]
     loss = vit(images, reduction=Reduction(name, 0.35))["logits"].square().mean()
-    if isinstance(reducer, (Downsampling, Routing)):
+    if isinstance(reducer, GatedReducer):
         assert len(reducer.records) == 4
         loss = loss + torch.stack([record.mean_probability for record in reducer.records]).sum()
     loss.backward()
