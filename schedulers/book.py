@@ -273,12 +273,14 @@ def _priced(
 def _demand_of(row: Row, token_s: float, prompt_s: float, times: Array) -> tuple[Array, Array]:
     """[times]: seconds of a newcomer that are due, and generated tokens."""
     _, prompt_due_s, tokens, rate, offset, _, _, _ = row
+    own_s: Array = np.multiply(times >= prompt_due_s, prompt_s, dtype=np.float64)
+    if not tokens:
+        return own_s, np.zeros(len(times))
     due = times * rate
     due += offset
     np.minimum(due, tokens, out=due)
     np.maximum(due, 0.0, out=due)
-    own_s: Array = due * token_s
-    own_s += (times >= prompt_due_s) * prompt_s
+    own_s += due * token_s
     return own_s, due
 
 

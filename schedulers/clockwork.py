@@ -81,6 +81,7 @@ class _Clock:
         self._num_running = len(running)
         self._keys = sum(r.known_tokens for r in running)
         self._tightest_tpot_s = min((r.slo.tpot_s for r in running), default=math.inf)
+        self._alone_s = self.step_s(1, 0)
 
     def row_s(self, request: Request) -> float:
         """A row of its prompt."""
@@ -104,9 +105,9 @@ class _Clock:
 
     def is_late(self, request: Request) -> bool:
         """It cannot be in time even if it starts now."""
-        first_s = self._now + request.prompt_tokens * self.row_s(request) + self.step_s(1, 0)
-        if first_s > request.first_due_s:
-            return True
+        first_s = self._now + request.prompt_tokens * self.row_s(request) + self._alone_s
+        if first_s > request.first_due_s or request.deadline_s == math.inf:
+            return first_s > request.first_due_s
         token_s = self.step_s(len(self.decoding) + 1, self._keys + request.prompt_tokens)
         return first_s + (request.max_tokens - 1) * token_s > request.deadline_s
 
