@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import torch
 from common import arguments, cpu_s, report
 
 from stepwell.serving.event_loop import new_event_loop
@@ -143,10 +144,10 @@ def bare() -> Iterator[Side]:
 
 
 @contextlib.contextmanager
-def stepwell(python: str) -> Iterator[Side]:
+def stepwell(python: str, threads: int) -> Iterator[Side]:
     """The server of an interpreter's Stepwell."""
     with (
-        ChildServer({"models": [MODEL], "threads": 1}, python=python) as child,
+        ChildServer({"models": [MODEL], "threads": threads}, python=python) as child,
         contextlib.closing(Side(child.address, child.pid, MODEL)) as side,
     ):
         yield side
@@ -155,17 +156,19 @@ def stepwell(python: str) -> Iterator[Side]:
 def main() -> None:
     """Print the table."""
     parser = arguments(__doc__.splitlines()[0])
+    parser.set_defaults(threads=1)
     parser.add_argument("--calls", type=int, default=77, help="of a burst (default 77)")
     parser.add_argument("--bursts", type=int, default=8, help="on each server (default 8)")
     parser.add_argument(
         "--compare", metavar="PYTHON", help='measure the Stepwell of this interpreter in turn, as "before"'
     )
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)  # of the servers' engines; the head of the table names as many
     pythons = {"stepwell": sys.executable}
     if options.compare:
         pythons["before"] = options.compare
     with contextlib.ExitStack() as stack:
-        sides = {name: stack.enter_context(stepwell(python)) for name, python in pythons.items()}
+        sides = {name: stack.enter_context(stepwell(python, options.threads)) for name, python in pythons.items()}
         sides["gRPC's server alone"] = stack.enter_context(bare())
         gc.disable()
         for _ in range(options.bursts):

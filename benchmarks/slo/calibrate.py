@@ -11,14 +11,13 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from stepwell.schedulers.correction import KINDS
 from stepwell.serving.config import SLOClass
 from stepwell.serving.replay.child import ChildServer
 from stepwell.serving.replay.load import LoadRun, Target, send_load
-from stepwell.serving.replay.surroundings import Surroundings
+from stepwell.serving.replay.surroundings import Surroundings, fit_steps
 from stepwell.serving.replay.workload import Arrival, Workload
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,12 +44,7 @@ def calibrate(
             used_s = cpu_s(child.pid) - start_cpu_s + run.cpu_s
             token_s = (used_s - call_s * len(workload)) / _num_tokens(run)  # of the last, which has no other load
             steps += _steps(child)
-    raw_s, actual_s, number = np.array(steps).T
-    weights = np.sqrt(number)
-    slowness, step_s = np.linalg.lstsq(
-        np.stack((raw_s, np.ones(len(raw_s))), 1) * weights[:, None], actual_s * weights, rcond=None
-    )[0].tolist()
-    return Surroundings(slowness, max(step_s, 0.0), call_s, max(token_s, 0.0))
+    return Surroundings(*fit_steps(steps), call_s, max(token_s, 0.0))
 
 
 def _call_s(model: str, threads: int) -> float:

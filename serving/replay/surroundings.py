@@ -8,8 +8,10 @@ once, the last of them is known to the engine only once those before it have bee
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,20 @@ class Surroundings:
     def seconds(self, raw_s: float) -> float:
         """How long a step takes that takes ``raw_s`` by the model's costs."""
         return raw_s * self.slowness + self.step_s
+
+
+def fit_steps(steps: Sequence[tuple[float, float, int]]) -> tuple[float, float]:
+    """``slowness`` and ``step_s`` by least squares over kinds of steps: of each the mean seconds by the model's costs,
+    the mean that they took, and their number, by which its squared error counts. Where the best ``step_s`` would be
+    negative it is 0, and ``slowness`` the best without it."""
+    raw_s, actual_s, number = np.array(steps).T
+    root = np.sqrt(number)
+    for columns in ((raw_s, np.ones(len(raw_s))), (raw_s,)):
+        found, *_ = np.linalg.lstsq(np.stack(columns, 1) * root[:, None], actual_s * root, rcond=None)
+        if found[1:].min(initial=0.0) >= 0.0:
+            break
+    slowness, step_s = (*found.tolist(), 0.0)[:2]
+    return slowness, step_s
 
 
 class Endpoint:

@@ -94,3 +94,19 @@ def make_segmenter(make_pair: Callable[..., Pair], tmp_path_factory: pytest.Temp
         return load_model(path, read_config(path), torch.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_vit() -> Callable[[dict[str, Any]], ViT]:
+    """``(config.json) -> ViT`` with random weights, those of its reducers too."""
+
+    def make(document: dict[str, Any]) -> ViT:
+        vit = ViT(ViTConfig.from_hf(document))
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for name, parameter in vit.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator) * 0.3
+                parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
+        return vit
+
+    return make

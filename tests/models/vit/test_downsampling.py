@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from stepwell.models.fields import ConfigError
 from stepwell.models.ladder import Reduction
 from stepwell.models.one_shot import Item
-from stepwell.models.vit.config import ViTConfig
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.model import ViT
 from stepwell.models.vit.reducers.base import mean_share
@@ -42,23 +41,19 @@ EVERYWHERE = {"profile": [1.0, 0.8, 0.5, 0.4]}
 BOTH_GATES = {"profile": [1.0, 0.8, 0.5, 0.4], "before": [1, 3]}
 
 
-def make(down: dict[str, Any], **fields: Any) -> ViT:
-    vit = ViT(ViTConfig.from_hf({**BASE, **fields, "reducers": {"downsample": down}}))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in vit.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.3
-            parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
-    return vit
+@pytest.fixture(scope="module")
+def make(random_vit: Callable[[dict[str, Any]], ViT]) -> Callable[..., ViT]:
+    """``(settings of the reducer, **fields of config.json) -> ViT`` with random weights."""
+    return lambda down, **fields: random_vit({**BASE, **fields, "reducers": {"downsample": down}})
 
 
 @pytest.fixture(scope="module")
-def everywhere() -> ViT:
+def everywhere(make: Callable[..., ViT]) -> ViT:
     return make(EVERYWHERE).prepare_serving(0)
 
 
 @pytest.fixture(scope="module")
-def both_gates() -> ViT:
+def both_gates(make: Callable[..., ViT]) -> ViT:
     return make(BOTH_GATES).prepare_serving(0)
 
 
@@ -175,7 +170,7 @@ def test_the_lowest_neighbourhoods_join(everywhere: ViT, budget: float) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(budget=st.floats(0.46, 0.999), seed=st.integers(0, 99))
-def test_members_that_are_equal_lose_nothing(budget: float, seed: int) -> None:
+def test_members_that_are_equal_lose_nothing(make: Callable[..., ViT], budget: float, seed: int) -> None:
     """Attention in proportion to size: one token in place of four equal ones is the same network."""
     vit = make(EVERYWHERE).prepare_serving(0)
     vit.embeddings.position_embeddings[:, 1:] = vit.embeddings.position_embeddings[:, 1:2].clone()
@@ -235,7 +230,7 @@ def test_every_patch_is_classified(make_segmenter: Callable[..., ViT]) -> None:
         assert_close(output.tensors["logits"], alone.tensors["logits"], atol=1e-4, rtol=1e-4)
 
 
-def test_the_mean_of_the_patches_counts_all_of_them() -> None:
+def test_the_mean_of_the_patches_counts_all_of_them(make: Callable[..., ViT]) -> None:
     """A classifier that reads the mean of the patches (DINOv2) sees every patch, whether it joined or not."""
     vit = make(EVERYWHERE, model_type="dinov2", mlp_ratio=1.5).prepare_serving(0)
     item = Item(images()[0], vit.config.architecture.full, Reduction(NAME, 0.5))
@@ -255,13 +250,13 @@ def test_the_mean_of_the_patches_counts_all_of_them() -> None:
         ({"scale": 4}, r"reducers\.downsample\.scale: unknown; known are before, hidden_size, profile"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(down: dict[str, Any], problem: str) -> None:
+def test_settings_that_do_not_fit_are_refused(make: Callable[..., ViT], down: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         make(down)
 
 
 @pytest.mark.parametrize("down", [EVERYWHERE, BOTH_GATES])
-def test_training_without_noise_runs_what_serving_runs(down: dict[str, Any]) -> None:
+def test_training_without_noise_runs_what_serving_runs(make: Callable[..., ViT], down: dict[str, Any]) -> None:
     vit, reduction = make(down).train(), Reduction(NAME, 0.4)
     learning = vit(images(), reduction=reduction)["logits"]
     serving = vit.eval()(images(), reduction=reduction)["logits"]
@@ -269,14 +264,14 @@ def test_training_without_noise_runs_what_serving_runs(down: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("down", [EVERYWHERE, BOTH_GATES])
-def test_gates_learn_from_the_task_alone(down: dict[str, Any]) -> None:
+def test_gates_learn_from_the_task_alone(make: Callable[..., ViT], down: dict[str, Any]) -> None:
     vit = make(down).train()
     vit(images(), reduction=Reduction(NAME, 0.4))["logits"].square().mean().backward()
     assert all(gate.fc2.weight.grad.abs().sum() > 0 for gate in vit.reducers[NAME].gates)
 
 
 @pytest.mark.parametrize("budget", [0.45, 0.7])
-def test_the_budget_loss_moves_the_mean_gate_to_the_budget(budget: float) -> None:
+def test_the_budget_loss_moves_the_mean_gate_to_the_budget(make: Callable[..., ViT], budget: float) -> None:
     vit = make(EVERYWHERE).train()
     reducer, reduction = vit.reducers[NAME], Reduction(NAME, budget)
     assert isinstance(reducer, Downsampling)

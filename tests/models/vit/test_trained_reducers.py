@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -36,28 +37,19 @@ DOCUMENT = {
         "downsample": {"before": [0, 2], "profile": [1.0, 0.6, 0.4, 0.3]},
     },
 }
+MakeViT: TypeAlias = Callable[[dict[str, Any]], ViT]
 NAMES = ("downsample", "route", "slim")
 STOPPING = {**DOCUMENT, "reducers": {"route": {"profile": [1.0, 0.6, 0.4, 0.3], "early_stop": True}}}
 
 
-def _randomised(document: dict[str, Any] = DOCUMENT) -> ViT:
-    vit = ViT(ViTConfig.from_hf(document))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in vit.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.3
-            parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
-    return vit
+@pytest.fixture(scope="module")
+def trained(random_vit: MakeViT) -> ViT:
+    return random_vit(DOCUMENT).prepare_serving(0)
 
 
 @pytest.fixture(scope="module")
-def trained() -> ViT:
-    return _randomised().prepare_serving(0)
-
-
-@pytest.fixture(scope="module")
-def stopping() -> ViT:
-    return _randomised(STOPPING).prepare_serving(0)
+def stopping(random_vit: MakeViT) -> ViT:
+    return random_vit(STOPPING).prepare_serving(0)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +63,10 @@ def images() -> torch.Tensor:
     layers=st.integers(1, 4),
     side=st.integers(3, 9),
 )
-def test_a_schedule_meets_its_budget_and_grows_with_it(name: str, budgets: list[float], layers: int, side: int) -> None:
-    reducer, grid = _randomised().reducers[name], Grid(side, side, 1)
+def test_a_schedule_meets_its_budget_and_grows_with_it(
+    random_vit: MakeViT, name: str, budgets: list[float], layers: int, side: int
+) -> None:
+    reducer, grid = random_vit(DOCUMENT).reducers[name], Grid(side, side, 1)
     assert isinstance(reducer, Reducer)
     small, large = (reducer.schedule(grid, layers, budget) for budget in budgets)
     assert len(small) == layers
@@ -151,10 +145,10 @@ def test_tokens_that_stop_stay_and_are_never_looked_at_again(stopping: ViT) -> N
 
 
 def test_both_kinds_of_routing_run_the_same_tokens_until_one_comes_back(
-    trained: ViT, stopping: ViT, images: torch.Tensor
+    random_vit: MakeViT, trained: ViT, stopping: ViT, images: torch.Tensor
 ) -> None:
     shared = {name: value for name, value in trained.state_dict().items() if "slim" not in name and "down" not in name}
-    stopping = _randomised(STOPPING).prepare_serving(0)
+    stopping = random_vit(STOPPING).prepare_serving(0)
     stopping.load_state_dict(shared)
     full = trained.config.architecture.full
     back, done = (vit.explain(Item(images[0], full, Reduction("route", 0.4))) for vit in (trained, stopping))
@@ -183,8 +177,8 @@ def test_fewer_slots_are_the_first_of_more() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_of_a_reducer_learns(images: torch.Tensor, name: str) -> None:
-    vit = _randomised().train()
+def test_every_parameter_of_a_reducer_learns(random_vit: MakeViT, images: torch.Tensor, name: str) -> None:
+    vit = random_vit(DOCUMENT).train()
     reducer = vit.reducers[name]
     loss = vit(images, reduction=Reduction(name, 0.35))["logits"].square().mean()
     if isinstance(reducer, GatedReducer):
@@ -197,15 +191,17 @@ def test_every_parameter_of_a_reducer_learns(images: torch.Tensor, name: str) ->
 
 
 @pytest.mark.parametrize("document", [DOCUMENT, STOPPING])
-def test_a_gate_learns_from_the_task_alone(images: torch.Tensor, document: dict[str, Any]) -> None:
-    vit = _randomised(document).train()
+def test_a_gate_learns_from_the_task_alone(random_vit: MakeViT, images: torch.Tensor, document: dict[str, Any]) -> None:
+    vit = random_vit(document).train()
     vit(images, reduction=Reduction("route", 0.35))["logits"].square().mean().backward()
     assert all(gate.fc2.weight.grad.abs().sum() > 0 for gate in vit.reducers["route"].gates)
 
 
 @pytest.mark.parametrize("document", [DOCUMENT, STOPPING])
-def test_training_without_noise_runs_what_serving_runs(images: torch.Tensor, document: dict[str, Any]) -> None:
-    vit = _randomised(document).train()
+def test_training_without_noise_runs_what_serving_runs(
+    random_vit: MakeViT, images: torch.Tensor, document: dict[str, Any]
+) -> None:
+    vit = random_vit(document).train()
     reduction = Reduction("route", 0.4)
     learning = vit(images, reduction=reduction)["logits"]
     serving = vit.eval()(images, reduction=reduction)["logits"]
