@@ -133,7 +133,7 @@ class Worker:
         # What was made until now stays: a full collection need not look at it again, in the middle of a step.
         gc.collect()
         gc.freeze()
-        return opened.engine, opened.points, EngineLoop(opened.engine)
+        return opened.engine, opened.points, EngineLoop(opened.engine, nice=settings["nice"])
 
     def _submit(self, engine: Engine, points: Mapping[str, OperatingPoint], packed: m.Packed) -> bytes:
         job = m.to_job(packed, points)
