@@ -33,7 +33,7 @@ class Server:
         """``open_model`` turns a model's configuration into a hosted model; by default its engine gets a process of its
         own."""
         self.config = config
-        open_model = open_model or partial(open_in_process, threads=config.threads)
+        open_model = open_model or partial(open_in_process, threads=config.threads, nice=config.engine_nice)
         self.metrics = Metrics(slo_classes=config.slo_classes)
         models = [ServedModel(model, self.metrics, open_model) for model in config.models]
         self.plane = DataPlane(models, config, self.metrics)

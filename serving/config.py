@@ -128,6 +128,10 @@ class ServerConfig:
     """On SIGTERM, seconds to finish what was admitted before the rest is answered UNAVAILABLE."""
     threads: int = field(default=0, metadata=at_least(0))
     """Threads of one model operation; 0 = what torch chooses."""
+    engine_nice: int = field(default=5, metadata=at_least(0, 19))
+    """By how much the threads that run the models are nicer than the rest of the server, as with ``nice``: answering
+    calls, a little work each, goes before. 0 = as important, for a machine or container where others want the
+    processor too. Linux only; elsewhere all are alike."""
 
     @property
     def receive_limit_bytes(self) -> int:

@@ -162,27 +162,32 @@ class DataPlane:
         with self._counting_refusals(served, call, arrival_s):
             if self.draining:
                 raise _draining()
+            wishes = wishes_of(call) if isinstance(call, GenerateCall) else None
             if isinstance(call, GenerateCall):
-                await self._refuse_as_before(served, call, arrival_s)
+                await served.verdicts.settled(wishes)
+                await self._refuse_as_before(served, call, wishes, arrival_s)
             job = await self._job(served, call, arrival_s)
             host = served.hosted.host
             mailbox = Mailbox(served.hub, whole=whole)
-            await self._hand_over(served, call, job, mailbox)
+            if isinstance(call, GenerateCall):
+                await self._ask(served, call, wishes, job, mailbox)
+            else:
+                await host.submit(job, mailbox.sink)
         served.statistics.request_prepared(self._clock() - arrival_s)
         return host, job.request.request_id, mailbox
 
-    async def _hand_over(self, served: ServedModel, call: Call, job: Job, mailbox: Mailbox) -> None:
-        era = served.verdicts.era
-        try:
-            await served.hosted.host.submit(job, mailbox.sink)
-        except RefusedError as refusal:
-            if isinstance(call, GenerateCall) and served.verdicts.era == era:
-                self._learn(served.verdicts, call, job.request, refusal)
-            raise
+    async def _ask(self, served: ServedModel, call: GenerateCall, wishes: Hashable, job: Job, mailbox: Mailbox) -> None:
+        with served.verdicts.asking(wishes):
+            try:
+                await served.hosted.host.submit(job, mailbox.sink)
+            except RefusedError as refusal:
+                self._learn(served.verdicts, call, wishes, job.request, refusal)
+                raise
 
-    def _learn(self, verdicts: Verdicts, call: GenerateCall, request: Request, refusal: RefusedError) -> None:
-        size = request.prompt_tokens, request.max_tokens
-        asked = Asked(wishes_of(call), *size, request.arrival_s, request.hard_deadline_s)
+    def _learn(
+        self, verdicts: Verdicts, call: GenerateCall, wishes: Hashable, request: Request, refusal: RefusedError
+    ) -> None:
+        asked = Asked(wishes, request.prompt_tokens, request.max_tokens, request.arrival_s, request.hard_deadline_s)
         slo_class, now = request.slo.slo_class, self._clock()
         verdicts.learn(asked, slo_class, refusal, now)
         if call.wishes is not None:
@@ -211,8 +216,9 @@ class DataPlane:
             self._metrics.refused(served.name, slo_class, refusal.reason)
             raise refusal
 
-    async def _refuse_as_before(self, served: ServedModel, call: GenerateCall, arrival_s: float) -> None:
-        wishes = wishes_of(call) if served.verdicts.any else None
+    async def _refuse_as_before(
+        self, served: ServedModel, call: GenerateCall, wishes: Hashable, arrival_s: float
+    ) -> None:
         if wishes not in served.verdicts or not self.accepts(served):
             return
         hosted = served.hosted

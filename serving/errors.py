@@ -35,13 +35,21 @@ class RefusedError(RequestError):
     """The engine did not let it in, and that has been counted."""
 
     def __init__(
-        self, code: Status, message: str, retry_after_ms: int | None = None, reason: str = "", missing_s: float = 0.0
+        self,
+        code: Status,
+        message: str,
+        retry_after_ms: int | None = None,
+        reason: str = "",
+        missing_s: float = 0.0,
+        num_steps: int = 0,
     ) -> None:
         super().__init__(code, message, retry_after_ms)
         self.reason = reason
         """As it is counted: a ``DropReason`` value."""
         self.missing_s = missing_s
         """See :class:`~stepwell.schedulers.plan.Drop`."""
+        self.num_steps = num_steps
+        """Steps whose end the engine had reckoned with when it said so."""
 
 
 def invalid(field: str, problem: str, value: object, remedy: str) -> RequestError:

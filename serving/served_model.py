@@ -108,7 +108,7 @@ class ServedModel:
             self.state, self.reason = ModelState.UNAVAILABLE, str(error)
             raise
         self._hosted, self._hub = hosted, hub
-        self.verdicts.forget()
+        self.verdicts.begin()
         hosted.host.start(event_loop, on_lost)
         self._metrics.watch(self.name, hosted.host)
         self.state, self.reason = ModelState.READY, ""
@@ -166,7 +166,7 @@ class _Observer:
         self._metrics.request_finished(event, request)
 
     def step_finished(self, step: StepObservation) -> None:
-        self._verdicts.forget()
+        self._verdicts.step_ended()
         self._hub.step_committed()
         self._statistics.step_finished()
         self._metrics.step_finished(step)

@@ -3,13 +3,16 @@
 A refusal says by how much time the work due exceeds the time there is. Until the engine's next step has ended, what is
 due only grows. So whoever asks for the same, for no less output to no shorter a prompt, and is due so little later that
 most of that time is still missing, would be refused too, and is without being priced, packed and sent there. The
-engine's own words are repeated.
+engine's own words are repeated. And while the engine is being asked, others that wish the same wait for what it says:
+asking once for each of a burst would take the time that the engine needs to answer the first.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from stepwell.serving.call import GenerateCall
@@ -21,7 +24,12 @@ HOLD_S = 0.05
 """The longest that a refusal holds, however long a step takes."""
 CERTAIN = 0.5
 """Of the time that was missing, how much later another may be due: demand is checked at instants, which shift."""
+WAIT_S = 0.01
+"""The longest that a call waits for the answer to another before it asks itself: more than an engine takes to answer
+(under 1 ms, unless the machine is full), less than the planner allows an answer for its way."""
 _MOST = 256
+_MOST_ALIKE = 8
+"""Verdicts on calls that wish the same: of different sizes, or due at different times."""
 
 
 class Asked(NamedTuple):
@@ -40,15 +48,41 @@ class _Verdict(NamedTuple):
     slo_class: str
     error: RefusedError
     at_s: float
-    most_tokens: int
-    """Prompt and output of the largest of its kind: it fits the cache."""
+
+
+class _Alike:
+    """Of calls that wish the same."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[_Verdict] = []
+        self.most_tokens = 0
+        """Prompt and output of the largest: it fits the cache."""
+
+
+class _Question:
+    """What an engine is being asked, and who waits for its answer."""
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def wait(self) -> asyncio.Future[None]:
+        """One of its own for each, so that one who leaves leaves alone."""
+        self._waiting.append(future := asyncio.get_running_loop().create_future())
+        return future
+
+    def end(self) -> None:
+        """It was answered, or takes too long."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
 
 
 def wishes_of(call: GenerateCall) -> Hashable:
-    """All that a call asks for beside its prompt and the time that is left, unless it makes no difference to when it
-    can be served. What is unknown or nonsense is part of it, so it is never equal to what has passed the checks."""
+    """All that a call asks for beside its size and the time that is left, unless it makes no difference to when it can
+    be served. What is unknown or nonsense is part of it, so it is never equal to what has passed the checks."""
     parameters = frozenset((key, type(value), value) for key, value in call.parameters.items() if key not in FREE_KEYS)
-    return call.max_tokens, call.lossless, bool(call.stop), parameters, slo_metadata(call.metadata)
+    return call.lossless, bool(call.stop), parameters, slo_metadata(call.metadata)
 
 
 def slo_metadata(metadata: Mapping[str, str]) -> Hashable:
@@ -59,12 +93,13 @@ def slo_metadata(metadata: Mapping[str, str]) -> Hashable:
 
 
 class Verdicts:
-    """Of one engine. All but ``forget`` is for the event loop."""
+    """Of one engine. All but ``begin``, ``step_ended`` and ``forget`` is for the event loop."""
 
     def __init__(self) -> None:
-        self._held: dict[Hashable, _Verdict] = {}
-        self.era = 0
-        """Changes when what was held is forgotten: an answer to a question of an earlier one is not to be learnt."""
+        self._held: dict[Hashable, _Alike] = {}
+        self._asking: dict[Hashable, _Question] = {}
+        self._num_steps = 0
+        """That the engine has ended since it was loaded. What it said reckoning with fewer is not to be learnt."""
 
     def __contains__(self, wishes: Hashable) -> bool:
         return wishes in self._held
@@ -74,22 +109,66 @@ class Verdicts:
         """Whether there are refusals that may hold."""
         return bool(self._held)
 
+    def begin(self) -> None:
+        """An engine is new. From any thread."""
+        self._num_steps = 0
+        self.forget()
+
+    def step_ended(self) -> None:
+        """The engine may admit now what it refused. From any thread."""
+        self._num_steps += 1
+        self.forget()
+
     def forget(self) -> None:
-        """The engine has ended a step: it may admit now what it refused. From any thread."""
-        self.era += 1
+        """All that was refused. From any thread."""
         self._held = {}
 
     def learn(self, asked: Asked, slo_class: str, error: RefusedError, now: float) -> None:
-        """The engine has refused a call of that class."""
-        if len(self._held) >= _MOST:
-            self._held = {}
-        most, old = asked.prompt_tokens + asked.max_tokens, self._held.get(asked.wishes)
-        self._held[asked.wishes] = _Verdict(asked, slo_class, error, now, max(most, old.most_tokens) if old else most)
+        """The engine has refused a call of that class. Ignored if it has ended a step since."""
+        held = self._held
+        if error.num_steps != self._num_steps:
+            return
+        if len(held) >= _MOST:
+            held.clear()
+        alike = held.setdefault(asked.wishes, _Alike())
+        alike.most_tokens = max(alike.most_tokens, asked.prompt_tokens + asked.max_tokens)
+        alike.verdicts = [_Verdict(asked, slo_class, error, now), *alike.verdicts[: _MOST_ALIKE - 1]]
+
+    async def settled(self, wishes: Hashable) -> None:
+        """Wait until a question of such ``wishes`` is answered, if there is one, but no longer than ``WAIT_S``."""
+        if (question := self._asking.get(wishes)) is not None:
+            await question.wait()
+
+    @contextmanager
+    def asking(self, wishes: Hashable) -> Iterator[None]:
+        """While the engine is asked; what it says is to be learnt within."""
+        if wishes in self._asking:  # it has waited already
+            try:
+                yield
+            finally:  # any answer will do for those who wait
+                if (other := self._asking.get(wishes)) is not None:
+                    other.end()
+            return
+        self._asking[wishes] = question = _Question()
+        timer = asyncio.get_running_loop().call_later(WAIT_S, self._end, wishes, question)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._end(wishes, question)
+
+    def _end(self, wishes: Hashable, question: _Question) -> None:
+        if self._asking.get(wishes) is question:
+            del self._asking[wishes]
+        question.end()
 
     def on(self, asked: Asked, now: float) -> tuple[RefusedError, str] | None:
         """What the engine would say to a call, if that is sure, and the call's class; else None."""
-        verdict = self._held.get(asked.wishes)
-        if verdict is None or now > verdict.at_s + HOLD_S or not _is_as_hard(asked, verdict, now):
+        alike = self._held.get(asked.wishes)
+        if alike is None or asked.prompt_tokens + asked.max_tokens > alike.most_tokens:
+            return None
+        verdict = next((v for v in alike.verdicts if now <= v.at_s + HOLD_S and _is_as_hard(asked, v, now)), None)
+        if verdict is None:
             return None
         error, retry_after_ms = verdict.error, verdict.error.retry_after_ms
         if retry_after_ms is not None:
@@ -101,8 +180,6 @@ class Verdicts:
 def _is_as_hard(asked: Asked, verdict: _Verdict, now: float) -> bool:
     refused, error = verdict.asked, verdict.error
     if asked.prompt_tokens < refused.prompt_tokens or asked.max_tokens < refused.max_tokens:
-        return False
-    if asked.prompt_tokens + asked.max_tokens > verdict.most_tokens:
         return False
     later_s = asked.arrival_s - refused.arrival_s
     if asked.hard_deadline_s != refused.hard_deadline_s:  # without one they are infinite

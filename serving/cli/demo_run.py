@@ -119,7 +119,7 @@ def run_demo(model: str, num_requests: int, open_model: OpenModel | None = None)
         deadline_margin_ms=100.0,  # the server's own words on an early hang-up arrive even where steps take long
         deadline_margin_ratio=0.4,
     )
-    open_model = open_model or partial(open_in_process, threads=config.threads)
+    open_model = open_model or partial(open_in_process, threads=config.threads, nice=config.engine_nice)
 
     def open_watched(config: ModelConfig, observer: EngineObserver) -> HostedModel:
         watch = StepWatch(observer)

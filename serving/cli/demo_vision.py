@@ -72,7 +72,7 @@ def run_vision(model: str, num_requests: int, open_model: OpenModel | None = Non
     config = ServerConfig(threads=1, models=(ModelConfig(model),), grpc_port=0, http_port=0)
     examples = examples_of(model)
     watches: list[StepWatch] = []
-    open_model = open_model or partial(open_in_process, threads=config.threads)
+    open_model = open_model or partial(open_in_process, threads=config.threads, nice=config.engine_nice)
 
     def open_watched(config: ModelConfig, observer: EngineObserver) -> HostedModel:
         watches.append(StepWatch(observer))

@@ -79,6 +79,7 @@ class Engine:
         self._backlog = Backlog()
         self._outbox = Outbox(self._roster, self._inbox, self._backlog, observer)
         self._committer = Committer(self._roster, self._keeper, self._outbox, self._backlog)
+        self._num_admitted_by = 0  # steps whose end admission reckons with
         self._renew_admission()
 
     def submit(self, job: Job, sink: Sink) -> None:
@@ -89,12 +90,14 @@ class Engine:
         policy refuses it. Then the sink is never called.
         """
         entry, now = accept(job, sink, self._keeper, self._tokenizer, self._eos_token_ids), self.now()
+        # Read before: admission may be made anew meanwhile, never the other way round.
+        num_steps = self._num_admitted_by
         if (drop := self._inbox.submit(entry, now)) is not None:
             ending = endings.dropped(drop, now)
             self._outbox.refuse(entry, ending, now)
             assert ending.error is not None
             error, reason = ending.error, drop.reason.value
-            raise RefusedError(error.code, error.message, error.retry_after_ms, reason, drop.missing_s)
+            raise RefusedError(error.code, error.message, error.retry_after_ms, reason, drop.missing_s, num_steps)
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step. Unknown and finished ids are ignored."""
@@ -231,3 +234,4 @@ class Engine:
         roster = self._roster
         waiting, running = roster.waiting, roster.running
         self._inbox.admit_by(self._policy.admission(self.now(), waiting, running, self._cost_model, step))
+        self._num_admitted_by = self._outbox.num_steps

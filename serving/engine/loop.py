@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import sys
 import threading
 import time
 
@@ -18,10 +20,12 @@ class EngineLoop:
     Args:
         engine: nobody else may step it.
         name: of the thread.
+        nice: added to its nice value, and so to that of the threads that it makes torch start. Ignored where threads
+            have none of their own.
     """
 
-    def __init__(self, engine: Engine, name: str = "engine") -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, name: str = "engine", nice: int = 0) -> None:
+        self._engine, self._nice = engine, nice
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._stop_at_s = math.inf  # time.monotonic(); finite once stopping
 
@@ -49,6 +53,9 @@ class EngineLoop:
         return self._stop_at_s < math.inf and not self._engine.has_work
 
     def _main(self) -> None:
+        if self._nice and sys.platform == "linux":
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + self._nice)
         while not self._done:
             if not self._turn() and not self._done:
                 self._engine.wait(self._idle_s())

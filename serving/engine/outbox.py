@@ -24,6 +24,8 @@ class Outbox:
 
     def __init__(self, roster: Roster, inbox: Inbox, backlog: Backlog, observer: EngineObserver | None) -> None:
         self._roster, self._inbox, self._backlog, self._observer = roster, inbox, backlog, observer
+        self.num_steps = 0
+        """Steps that the observer was told of."""
 
     def stream(self, entry: Entry, event: Output, now: float) -> bool:
         """Send new output. If the client is gone, the request ends as cancelled and the answer is False."""
@@ -53,6 +55,7 @@ class Outbox:
 
     def step_finished(self, step: StepObservation) -> None:
         """A step was run and committed."""
+        self.num_steps += 1
         self._observe(lambda observer: observer.step_finished(step))
 
     def _send(self, entry: Entry, event: Output | FinishEvent) -> None:

@@ -41,8 +41,9 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _log = logging.getLogger(__name__)
 
 
-def open_in_process(config: ModelConfig, observer: EngineObserver, threads: int = 0) -> HostedModel:
-    """Load a model whose engine runs in a process of its own, with so many ``threads`` (0 = what torch chooses).
+def open_in_process(config: ModelConfig, observer: EngineObserver, threads: int = 0, nice: int = 0) -> HostedModel:
+    """Load a model whose engine runs in a process of its own, with so many ``threads`` (0 = what torch chooses), by so
+    much nicer than this one.
 
     Raises ValueError naming the file or field and the remedy.
     """
@@ -50,7 +51,7 @@ def open_in_process(config: ModelConfig, observer: EngineObserver, threads: int 
     try:
         files = read_files(config.source)
         found = replace(config, source=str(files.path), name=config.display_name)
-        worker.open(found, threads)
+        worker.open(found, threads, nice)
     except BaseException:
         worker.kill()
         raise
@@ -74,11 +75,12 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def open(self, config: ModelConfig, threads: int) -> None:
+    def open(self, config: ModelConfig, threads: int, nice: int = 0) -> None:
         """Have it open a model, and wait for that. Raises ValueError."""
         settings = {
             "model": asdict(config),
             "threads": threads,
+            "nice": nice,
             "log_level": logging.getLogger().getEffectiveLevel(),
             "log_format": _LOG_FORMAT,
         }

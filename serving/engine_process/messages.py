@@ -142,7 +142,7 @@ def to_finish(packed: Packed) -> FinishEvent:
 
 def from_error(error: RequestError) -> Packed:
     """What a client is told."""
-    refusal = (error.reason, error.missing_s) if isinstance(error, RefusedError) else ()
+    refusal = (error.reason, error.missing_s, error.num_steps) if isinstance(error, RefusedError) else ()
     return error.code.value, error.message, error.retry_after_ms, refusal
 
 

@@ -138,7 +138,8 @@ class Worker:
         # What was made until now stays: a full collection need not look at it again, in the middle of a step.
         gc.collect()
         gc.freeze()
-        return opened.engine, opened.points, EngineLoop(opened.engine), opened.cost_model.answer_way
+        loop = EngineLoop(opened.engine, nice=settings["nice"])
+        return opened.engine, opened.points, loop, opened.cost_model.answer_way
 
     def _submit(self, engine: Engine, points: Mapping[str, OperatingPoint], packed: m.Packed) -> bytes:
         job = m.to_job(packed, points)

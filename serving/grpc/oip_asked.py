@@ -20,8 +20,8 @@ _ID_BYTES = 8
 
 
 def wishes_in(request: pb.ModelInferRequest, metadata: Mapping[str, str]) -> Hashable:
-    """Equal for messages that differ in nothing but the prompt and the request's id."""
-    parameters = frozenset((key, value.SerializeToString()) for key, value in request.parameters.items())
+    """Equal for messages that differ in nothing but their size, the prompt and the request's id."""
+    parameters = frozenset([(k, v.SerializeToString()) for k, v in request.parameters.items() if k != "max_tokens"])
     outputs = tuple(output.SerializeToString() for output in request.outputs)
     return parameters, outputs, slo_metadata(metadata)
 

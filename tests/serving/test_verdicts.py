@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from typing import Any
@@ -74,11 +75,89 @@ def test_a_refusal_ends_with_the_step_and_after_a_while() -> None:
     assert verdicts.on(asked(), HOLD_S) is not None
     assert verdicts.on(asked(), HOLD_S + 1e-6) is None
     assert verdicts.any
-    era = verdicts.era
-    verdicts.forget()
-    assert verdicts.era != era
+    verdicts.step_ended()
     assert not verdicts.any
     assert verdicts.on(asked(), 0.0) is None
+
+
+def test_what_was_said_before_the_last_step_ended_is_not_learnt() -> None:
+    verdicts = Verdicts()
+    for num_known in (1, 2):
+        verdicts.step_ended()
+        for num_steps in range(4):
+            error = RefusedError(Status.RESOURCE_EXHAUSTED, "slo: no", 100, "hopeless", 0.1, num_steps)
+            verdicts.learn(asked(), "gold", error, 0.0)
+            assert verdicts.any == (num_steps == num_known)
+            verdicts.forget()
+    verdicts.begin()
+    verdicts.learn(asked(), "gold", REFUSED, 0.0)
+    assert verdicts.any, "a new engine counts anew"
+
+
+def test_who_is_larger_than_one_of_several_is_refused() -> None:
+    verdicts = after(asked(prompt=50, most=100))
+    assert verdicts.on(asked(prompt=40, most=110), 0.0) is None
+    verdicts.learn(asked(prompt=20, most=30), "gold", REFUSED, 0.0)
+    assert verdicts.on(asked(prompt=40, most=110), 0.0) is not None
+    verdicts.learn(asked(prompt=90, most=1), "gold", REFUSED, 0.0)
+    assert verdicts.on(asked(prompt=40, most=110), 0.0) is not None
+    assert verdicts.on(asked(prompt=10, most=110), 0.0) is None
+
+
+def test_others_wait_for_the_answer_to_the_same_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepwell.serving.verdicts.WAIT_S", 1e3)
+    order: list[object] = []
+
+    async def ask(verdicts: Verdicts, wishes: str, answer: asyncio.Event) -> None:
+        await verdicts.settled(wishes)
+        order.append(wishes)
+        with verdicts.asking(wishes):
+            await answer.wait()
+
+    async def run() -> None:
+        verdicts, answers = Verdicts(), [asyncio.Event() for _ in range(5)]
+        names = ("first", "first", "other", "first", "first")
+        tasks = [asyncio.create_task(ask(verdicts, w, a)) for w, a in zip(names, answers, strict=True)]
+        await asyncio.sleep(0)
+        assert order == ["first", "other"]
+        tasks[3].cancel()  # who leaves, leaves alone
+        answers[0].set()
+        await tasks[0]
+        await asyncio.sleep(0)
+        assert order == ["first", "other", "first", "first"]
+        assert tasks[3].cancelled()
+        for answer in answers:
+            answer.set()
+        await asyncio.gather(*tasks[:3], tasks[4])
+        await verdicts.settled("first")  # nobody asks any more
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_long_for_an_answer_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepwell.serving.verdicts.WAIT_S", 0.0)
+
+    async def run() -> None:
+        verdicts = Verdicts()
+        with verdicts.asking("w"):
+            await asyncio.wait_for(verdicts.settled("w"), 10.0)
+
+    asyncio.run(run())
+
+
+def test_any_answer_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepwell.serving.verdicts.WAIT_S", 1e3)
+
+    async def run() -> None:
+        verdicts = Verdicts()
+        with verdicts.asking("w"):
+            waiting = asyncio.create_task(verdicts.settled("w"))
+            await asyncio.sleep(0)
+            with verdicts.asking("w"):  # one that has waited before
+                assert not waiting.done()
+            await asyncio.wait_for(waiting, 10.0)
+
+    asyncio.run(run())
 
 
 def test_the_largest_of_its_kind_is_remembered() -> None:
@@ -103,7 +182,6 @@ def test_wishes_differ_in_all_that_matters_and_in_nothing_else() -> None:
     others = [
         GenerateCall("m", text="a", parameters={"slo_ms": 6}),
         GenerateCall("m", text="a", parameters={"slo_ms": 5, "surprise": 1}),
-        GenerateCall("m", text="a", parameters={"slo_ms": 5}, max_tokens=3),
         GenerateCall("m", text="a", parameters={"slo_ms": 5}, lossless=True),
         GenerateCall("m", text="a", parameters={"slo_ms": 5}, stop=("x",)),
         GenerateCall("m", text="a", parameters={"slo_ms": True}),
@@ -112,6 +190,7 @@ def test_wishes_differ_in_all_that_matters_and_in_nothing_else() -> None:
     ]
     assert plain not in [wishes_of(call) for call in others]
     assert plain == wishes_of(GenerateCall("m", parameters={"slo_ms": 5}, metadata={"user-agent": "x"}))
+    assert plain == wishes_of(GenerateCall("m", parameters={"slo_ms": 5}, max_tokens=3)), "its size is told apart"
 
 
 def test_before_a_step_has_begun_a_refusal_holds_for_nobody_later() -> None:
@@ -200,11 +279,15 @@ def test_what_was_just_refused_is_not_asked_again(
     assert server.sample("shed_total", reason="hopeless") == 3
     served = server.server.plane.models["tiny"]
     assert served.statistics.fail.count == 3
+    refusal(1, max_tokens=49)
+    assert len(submitted) == 2, "it asks for less"
+    refusal(1, max_tokens=49)
+    assert len(submitted) == 2
     for nonsense in ({"max_tokens": 500}, {"typo": 1}, {"temperature": -1.0}):
         assert refusal(1, **nonsense)[0] is grpc.StatusCode.INVALID_ARGUMENT
     refusal(1, ttft_ms=2e-3)
-    assert len(submitted) == 2, "it asks for something else"
+    assert len(submitted) == 3, "it asks for something else"
     server.check_serves()
     wire.eventually(lambda: not served.verdicts.any)
     refusal(1)
-    assert len(submitted) == 4
+    assert len(submitted) == 5

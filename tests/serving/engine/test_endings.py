@@ -12,7 +12,7 @@ from stepwell.schedulers.max_quality import MaxQuality
 from stepwell.schedulers.plan import Drop, DropReason, Limits, StepPlan
 from stepwell.serving.engine.events import FinishEvent, Outcome
 from stepwell.serving.engine.step import StepError
-from stepwell.serving.errors import RequestError, Status
+from stepwell.serving.errors import RefusedError, RequestError, Status
 
 
 def ran(world, request: str) -> int:
@@ -307,14 +307,15 @@ class _Choosy(MaxQuality):
 def test_a_request_the_policy_refuses_is_told_at_once_and_counted(make_world, fake) -> None:
     world = make_world(policy=_Choosy(Limits()))
     kept = [world.submit([n], 4) for n in range(2)]
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(RefusedError) as refused:
         world.submit([7], 4, request_id="late")
     assert (refused.value.code, refused.value.retry_after_ms) == (Status.RESOURCE_EXHAUSTED, 250)
     ((event, request),) = world.observer.refused
     assert (event.outcome, event.drop_reason, request.request_id) == (Outcome.SHED, "hopeless", "late")
     world.step()
-    with pytest.raises(RequestError):
+    with pytest.raises(RefusedError) as later:
         world.submit([7], 4)
+    assert (refused.value.num_steps, later.value.num_steps) == (0, len(world.observer.steps)) == (0, 1)
     world.run()
     assert [world.tokens(request) for request in kept] == [fake.reference([n], "depth:2", 4) for n in range(2)]
     again = world.submit([7], 4, request_id="late")  # its id is free, and so are the places

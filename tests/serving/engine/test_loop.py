@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 
@@ -168,3 +170,21 @@ def test_cancelling_from_another_thread(started) -> None:
     assert client.first_token.wait(LONG_S)
     world.engine.cancel(request)
     assert client.outcome() is Outcome.CANCELLED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have nice values of their own on Linux only")
+@pytest.mark.parametrize("nice", [0, 3])
+def test_its_thread_is_nicer_than_those_that_submit(make_world, nice: int) -> None:
+    world, found, done = make_world(clock=time.monotonic), [], threading.Event()
+
+    def sink(event) -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        done.set()
+
+    loop = EngineLoop(world.engine, nice=nice)
+    loop.start()
+    world.submit([1], 1, sink=sink)
+    assert done.wait(LONG_S)
+    loop.stop()
+    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert set(found) == {min(19, ours + nice)}

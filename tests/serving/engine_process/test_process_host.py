@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,11 @@ from stepwell.serving.pb import inference_pb2_grpc
 
 
 @contextlib.contextmanager
-def serve(tiny: Path, **model: Any) -> Iterator[SimpleNamespace]:
+def serve(tiny: Path, engine_nice: int = 0, **model: Any) -> Iterator[SimpleNamespace]:
     model = {"source": str(tiny), "kv_cache_tokens": 4096, "page_tokens": 16, "policy": "max_quality", **model}
-    config = load_config(None, {"grpc_port": 0, "http_port": 0, "models": [model], "threads": 1})
+    config = load_config(
+        None, {"grpc_port": 0, "http_port": 0, "models": [model], "threads": 1, "engine_nice": engine_nice}
+    )
     server = Server(config)
     with BackgroundServer(server) as background, grpc.insecure_channel(background.address) as channel:
         yield SimpleNamespace(
@@ -39,8 +42,16 @@ def serve(tiny: Path, **model: Any) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(scope="module")
 def running(tiny: Path) -> Iterator[SimpleNamespace]:
-    with serve(tiny) as running:
+    with serve(tiny, engine_nice=4) as running:
         yield running
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have nice values of their own on Linux only")
+def test_the_engines_thread_is_nicer_than_the_one_that_answers_the_server(running) -> None:
+    pid, ours = running.host().worker.pid, os.getpriority(os.PRIO_PROCESS, 0)
+    nice_of = {int(t): os.getpriority(os.PRIO_PROCESS, int(t)) for t in os.listdir(f"/proc/{pid}/task")}
+    assert nice_of.pop(pid) == ours
+    assert min(19, ours + 4) in nice_of.values()
 
 
 def test_the_engine_is_another_process_and_answers_the_same(running, shared, wire) -> None:
