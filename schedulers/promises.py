@@ -3,6 +3,9 @@
 A request is accepted only if, with it, everything that has been promised can still be in time when everybody runs at
 the smallest point allowed, nine times in ten by the cost model. So quality is given up first, and requests are
 refused when there is none left to give.
+
+An idle engine that takes itself for slower than it is would refuse everybody, and never learn better. So it lets one in
+that would be in time if the machine were a few times faster than it last was.
 """
 
 from __future__ import annotations
@@ -16,6 +19,11 @@ from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.plan import Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.prices import PriceLists
 from stepwell.schedulers.request import Request
+
+STALE_S = 1.0
+"""After an engine has run nothing for so long, what it knows of the machine's pace may be wrong ..."""
+DOUBT = 4.0
+"""... by up to this factor: a profile taken, or steps run, while something else had the processor."""
 
 
 class Promises(Admission):
@@ -66,6 +74,12 @@ class Promises(Admission):
         prices = self._price_lists.of(self._model, [request])
         alone_s = overrun_alone_s(request, now, prices, book.spread, self._limits)
         if alone_s > 0.0:
+            if (
+                self._doubts(now)
+                and overrun_alone_s(request, now, prices, book.spread.over(DOUBT), self._limits) <= 0.0
+            ):
+                self.count(request)
+                return None
             return Drop(request, DropReason.HOPELESS, None, alone_s)
         # Before a step has begun its plan may still drop others.
         return Drop(request, DropReason.HOPELESS, overrun_s, 0.0 if self._step is None else overrun_s)
@@ -75,6 +89,10 @@ class Promises(Admission):
         self._members.append(request)
         if self._book is not None:
             self._book.add(self._book.entry(request))
+
+    def _doubts(self, now: float) -> bool:
+        """Whether the machine may have become faster since anything ran."""
+        return not self._members and now - self._made_s >= STALE_S
 
     def _free_s(self, book: Book) -> float:
         """When the step that runs will have ended, by its 90th percentile."""

@@ -131,7 +131,7 @@ class _Situation:
         """Drops of those that have never started and cannot be in time any more, even alone and at their smallest
         points. When they came they might have been: it is the backlog's fault, and trying again may help."""
         outlook, charged, slowness = self._outlook, self._bill, self._slowness
-        if charged.prompt_s is None or not self.line:
+        if charged.prompt_s is None or not self.line or len(outlook.requests) == 1:  # alone it takes nobody's time
             return []
         now, waiting, fixed_s = outlook.now, slice(outlook.num_running, outlook.num_exact), charged.fixed_s.item(0)
         prompts_s, tokens_s = charged.prompt_s[0, waiting].tolist(), charged.token_s[0, waiting].tolist()

@@ -13,6 +13,7 @@ import pytest
 from stepwell.schedulers.book import SHARE
 from stepwell.schedulers.fill import STEP_S
 from stepwell.schedulers.plan import DropReason, Limits
+from stepwell.schedulers.promises import STALE_S
 from stepwell.schedulers.request import Phase
 from stepwell.schedulers.staircase import Staircase
 
@@ -130,3 +131,17 @@ def test_what_would_arrive_late_is_refused(make) -> None:
         admission = Staircase(Limits()).admission(0.0, [], [], model)
         request = make.request(prompt_tokens=700, max_tokens=1, ttft_s=0.09)
         assert (admission.admit(0.0, request) is None) == fits
+
+
+def test_an_idle_engine_finds_out_whether_it_is_as_slow_as_it_believes(make) -> None:
+    def admission(**model):
+        return Staircase(Limits()).admission(0.0, [], [], make.model(row_s=0.0004, **model))
+
+    def request(prompt_tokens=100):
+        return make.request(prompt_tokens=prompt_tokens, max_tokens=1, ttft_s=STALE_S + 0.1, priority=2)
+
+    slow = admission(slowness=30.0)
+    assert slow.admit(0.0, make.request(prompt_tokens=100, max_tokens=1, ttft_s=0.1)) is not None, "it has just run"
+    assert slow.admit(STALE_S, request()) is None
+    assert slow.admit(STALE_S, request()) is not None, "one is enough to find out"
+    assert admission(slowness=30.0).admit(STALE_S, request(1000)) is not None, "it cannot be so much faster"
