@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Outgoing:
-    """Everything an engine says, on its way to the server: tokens once a step, ends at once. One message a flush."""
+    """Everything an engine says, on its way to the server: one message a step, and ends without an answer at once."""
 
     def __init__(self, send: Callable[[bytes], None]) -> None:
         self._send = send
@@ -65,7 +65,8 @@ class Outgoing:
             self._results.append(m.from_result(event))
 
     def request_finished(self, event: FinishEvent, request: Request) -> None:
-        self._flush(None)
+        if event.error is not None:  # else it is part of a step that is being committed, and goes with it
+            self._flush(None)
 
     def request_refused(self, event: FinishEvent, request: Request) -> None:
         """On the main thread, while it submits: part of the answer."""
