@@ -15,7 +15,7 @@ from stepwell.serving.engine_process.worker import Outgoing
 
 REQUEST = Request("r", 0.0, SLO(), (OperatingPoint(1.0, 1.0, "depth", 0),), 1, 1)
 REPORT = Report("depth:0", 1.0, None, None, 0.0, 1.0, 1.0, True, False, 1.0, None, 1, 1, 0, {"depth:0": 1})
-STEP = StepObservation("decode", 0.01, 0.01, ("depth:0",), 0, 2, 0, [])
+STEP = StepObservation("decode", 0.01, 0.01, ("depth:0",), 0, 2, 0, ())
 
 
 @pytest.fixture
