@@ -182,8 +182,8 @@ def assign(
     cost = cost[1:] - cost[:-1]
     if pace.share:
         budget += pace.share * float(np.add.reduce(cost[pace.rung]))
-    climbed = np.zeros((len(cost) + 1, num))
     # [rungs, requests]: backfill from the lowest rung up to each
+    climbed = np.zeros((len(cost) + 1, num))
     if backfill is not None:
         cost += backfill
         backfill.cumsum(0, out=climbed[1:])
@@ -194,8 +194,8 @@ def assign(
     if levels is not None:
         worth[levels[1:] == levels[:-1]] = math.inf  # rungs it may not use are no obstacle
     reached = _spend(worth, cost, budget)
-    of_each = reached * num + np.arange(num)
     # where tables of [rungs, requests] have what is at the rung of each
+    of_each = reached * num + np.arange(num)
     if levels is None:
         chosen, lowest = prices.rungs_at.take(reached).tolist(), [prices.rungs[0]] * num
     else:

@@ -21,7 +21,7 @@ AT_ONCE = 4
 QUIET_S = 0.002
 """Calls are coming in until none has come for this long."""
 HOLD_S = 0.005
-"""What has waited so long goes out even so: a third of what the planner allows an answer for its way."""
+"""What has waited so long goes out even so; the planner learns how long answers wait."""
 _PAUSE_S = 0.001
 
 

@@ -26,7 +26,7 @@ CERTAIN = 0.5
 """Of the time that was missing, how much later another may be due: demand is checked at instants, which shift."""
 WAIT_S = 0.01
 """The longest that a call waits for the answer to another before it asks itself: more than an engine takes to answer
-(under 1 ms, unless the machine is full), less than the planner allows an answer for its way."""
+(under 1 ms, unless the machine is full), and little beside what clients ask for."""
 _MOST = 256
 _MOST_ALIKE = 8
 """Verdicts on calls that wish the same: of different sizes, or due at different times."""
