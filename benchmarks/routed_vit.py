@@ -64,8 +64,8 @@ class _Drop(Pass):
 class RandomGate(Gate):
     """Scores that say nothing."""
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        return torch.rand(x_BND.shape[:2])
+    def forward(self, x_BTD: Tensor, num_prefix: int) -> Tensor:
+        return torch.rand(len(x_BTD), x_BTD.shape[1] - num_prefix)
 
 
 def add_random(vit: ViT, config: ViTConfig) -> None:

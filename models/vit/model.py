@@ -209,11 +209,11 @@ class ViT(nn.Module):
         return found
 
     def _segment(self, x_BTD: Tensor, grid: Grid, way: Pass, wanted: Collection[str]) -> dict[str, Tensor]:
-        normed = self.norm(x_BTD)
-        found = {"last_hidden_state": normed}
+        found = {"last_hidden_state": self.norm(x_BTD)}
         if "logits" in wanted:
             assert isinstance(self.head, (LinearSegmenter, MaskTransformer))
-            logits_BNC = self.head(way.restore(normed)[:, grid.num_prefix :], self.linear)
+            # The norm comes last: tokens that stopped are given back as the layers left them.
+            logits_BNC = self.head(self.norm(way.restore(x_BTD))[:, grid.num_prefix :], self.linear)
             found["logits"] = to_pixels(logits_BNC, grid, self.config.patch_size)
         return found
 

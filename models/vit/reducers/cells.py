@@ -29,7 +29,8 @@ def nested_cells(grid: Grid) -> tuple[Cells, ...]:
 
 def pool(patches_BND: Tensor, grid: Grid, cells: Cells) -> Tensor:
     """The mean of the patches of each cell [B, cells, D] (adaptive average pooling)."""
-    plane = patches_BND.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+    # Seen so, a single image is in the layout that torch pools without a copy too.
+    plane = patches_BND.unflatten(1, (grid.height, grid.width)).permute(0, 3, 1, 2)
     return F.adaptive_avg_pool2d(plane, cells).flatten(2).transpose(1, 2)
 
 

@@ -155,7 +155,7 @@ class _Downsample(Pass):
         return Trace(owner, owner >= 0)
 
     def _scores(self, layer: int, x_BTD: Tensor) -> Tensor:
-        scores: Tensor = self.reducer.gates[layer](x_BTD[:, self.grid.num_prefix :])
+        scores: Tensor = self.reducer.gates[layer](x_BTD, self.grid.num_prefix)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def _go_on(self, x_BTD: Tensor, joining: Joining, count: int) -> Tensor:

@@ -29,9 +29,10 @@ class Gate(nn.Module):
         self.fc1, self.fc2 = nn.Linear(size, hidden), nn.Linear(hidden, 1)
         self.offset, self.slope = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.ones(1))
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """Scores [B, N]."""
-        scores: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x_BND)))).squeeze(-1)
+    def forward(self, x_BTD: Tensor, num_prefix: int) -> Tensor:
+        """Scores [B, N] of the tokens behind the prefix."""
+        # A norm of the patches alone would copy them.
+        scores: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x_BTD)[:, num_prefix:]))).squeeze(-1)
         return scores
 
     @property
@@ -92,7 +93,22 @@ class GatedReducer(Reducer):
 
 def gather_rows(x_BTD: Tensor, index_BK: Tensor) -> Tensor:
     """Tokens [B, K, D] of these places."""
-    return x_BTD.gather(1, index_BK[..., None].expand(-1, -1, x_BTD.shape[2]))
+    return x_BTD.flatten(0, 1).index_select(0, _flat(x_BTD, index_BK)).view(*index_BK.shape, -1)
+
+
+def put_rows(x_BTD: Tensor, index_BK: Tensor, rows_BKD: Tensor) -> Tensor:
+    """``x`` with other tokens at these places, all different: written in place unless a gradient is wanted."""
+    index, rows = _flat(x_BTD, index_BK), rows_BKD.flatten(0, 1)
+    if torch.is_grad_enabled():
+        return x_BTD.flatten(0, 1).index_copy(0, index, rows).view_as(x_BTD)
+    x_BTD.view(-1, x_BTD.shape[2]).index_copy_(0, index, rows)
+    return x_BTD
+
+
+def _flat(x_BTD: Tensor, index_BK: Tensor) -> Tensor:
+    """Places [B * K] among the rows of all items. Whole rows are copied at once by these: gather and scatter, which
+    take an index for every element, need nine times as long."""
+    return (index_BK + torch.arange(0, x_BTD.shape[0] * x_BTD.shape[1], x_BTD.shape[1])[:, None]).flatten()
 
 
 def logistic_like(x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor
 from stepwell.models.fields import read_flag
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.reducers.base import Pass, Schedule, Trace
-from stepwell.models.vit.reducers.gates import Gate, GatedReducer, GateRecord, gather_rows, logistic_like
+from stepwell.models.vit.reducers.gates import Gate, GatedReducer, GateRecord, gather_rows, logistic_like, put_rows
 
 if TYPE_CHECKING:
     from stepwell.models.vit.config import ViTConfig
@@ -78,12 +78,8 @@ class _Route(Pass):
     def after_layer(self, layer: int, x_BTD: Tensor) -> Tensor:
         if self._before is None or self._index_BT is None:
             return x_BTD
-        x_BTD = self._opened(x_BTD)
-        index = self._index_BT[..., None].expand_as(x_BTD)
         # In place: the packed rows that these are a view of were replaced by those of the gathered tokens.
-        if torch.is_grad_enabled():
-            return self._before.scatter(1, index, x_BTD)
-        return self._before.scatter_(1, index, x_BTD)
+        return put_rows(self._before, self._index_BT, self._opened(x_BTD))
 
     def _opened(self, x_BTD: Tensor) -> Tensor:
         """In training, the layer's output with the gates' gradient; otherwise itself."""
@@ -96,7 +92,7 @@ class _Route(Pass):
         """Tokens that run [B, tokens of the layer]: the prefix, and the patches with the highest scores."""
         prefix, gate = self.grid.num_prefix, self.routing.gates[layer]
         assert isinstance(gate, Gate)
-        count, scores_BN = self.tokens[layer].attention - prefix, gate(x_BTD[:, prefix:])
+        count, scores_BN = self.tokens[layer].attention - prefix, gate(x_BTD, prefix)
         if self.routing.training:
             chosen = (scores_BN + self.routing.noise * logistic_like(scores_BN)).topk(count, dim=1).indices
             self._note(gate, scores_BN, chosen)
@@ -153,8 +149,7 @@ class _Stop(_Route):
     def restore(self, x_BTD: Tensor) -> Tensor:
         found = x_BTD
         for places, tokens_BTD in [*self._stopped, (self._going_BT, x_BTD)]:
-            index = None if places is None else places[..., None].expand_as(tokens_BTD)
-            found = tokens_BTD if index is None else found.scatter(1, index, tokens_BTD)
+            found = tokens_BTD.clone() if places is None else put_rows(found, places, tokens_BTD)
         return found
 
     def _patches(self) -> Tensor | None:

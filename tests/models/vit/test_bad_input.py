@@ -60,6 +60,23 @@ def test_configurations(change: dict[str, Any], message: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("reducers", "message"),
+    [
+        ({"super": {"layers": 2}}, r"reducers.super.layers: unknown; known is layers_per_sampling"),
+        ({"super": {"layers_per_sampling": 0}}, r"layers_per_sampling: expected a whole number in 1\..*got 0"),
+        (
+            {"cluster": {"size": 2}},
+            r"reducers.cluster.size: unknown; known are num_iterations, num_nearest, tau",
+        ),
+        ({"cluster": {"tau": 0}}, r"reducers.cluster.tau: expected a number > 0, got 0"),
+    ],
+)
+def test_settings_of_reducers(reducers: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ViT(ViTConfig.from_hf({**GOOD, "reducers": reducers}))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"architecture": "resnet50"}, r"architecture: 'resnet50'.*vit_SIZE_patchN_PIXELS"),

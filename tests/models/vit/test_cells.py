@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from stepwell.models.vit.config import ViTConfig
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.reducers.cells import bands, nested_cells, spread, strongest
 from stepwell.models.vit.reducers.clustering import ClusterSettings, cluster, reconstruct
-from stepwell.models.vit.reducers.super_tokens import sample
+from stepwell.models.vit.reducers.super_tokens import SuperTokens, sample
 
 GRIDS = st.builds(Grid, st.integers(1, 7), st.integers(1, 7), st.just(1))
 
@@ -80,9 +82,40 @@ def test_super_tokens_are_those_of_the_formula(grid: Grid, data: st.DataObject) 
     normed = F.layer_norm(x, (6,))
     q = (normed @ pooled(normed, grid, cells).transpose(1, 2) / 6**0.5).masked_fill(far, -torch.inf).softmax(2)
     s = q.transpose(1, 2) @ x / (q.sum(1)[..., None] + 1e-12)
-    tokens, shares = sample(x, grid, cells)
+    tokens, shares = sample(F.pad(x, (0, 0, grid.num_prefix, 0), value=7.0), grid, cells)
     assert_close(tokens, s)
     assert_close(spread(shares, tokens.flip(0), bands(grid, cells, 1)), q @ s.flip(0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(grid=GRIDS, budget=st.sampled_from([0.1, 0.3, 0.6, 0.9]), each=st.integers(1, 4), trained=st.booleans())
+def test_what_layers_add_to_super_tokens_comes_back_before_others_are_sampled(
+    grid: Grid, budget: float, each: int, trained: bool
+) -> None:
+    """With layers that double what they get."""
+    num_layers, pad = 5, (0, 0, 1, 0)
+    reducer = SuperTokens(ViTConfig(6, num_layers, 1, 6, (8, 8), 8), {"layers_per_sampling": each})
+    counts = [layer.ffn - 1 for layer in reducer.schedule(grid, num_layers, budget)]
+    cells = [next(at for at in nested_cells(grid) if math.prod(at) == count) for count in counts]
+    x, expected, age = F.pad(features(grid), pad, value=0.5), features(grid), 0
+    way, s, shares = reducer.begin(grid, num_layers, budget), expected, None
+    with torch.set_grad_enabled(trained):
+        for layer in range(num_layers):
+            if layer == 0 or age == each or cells[layer] != cells[layer - 1]:
+                s, shares, age = expected, None, 0
+                if cells[layer] != grid[:2]:
+                    s, own = sample(F.pad(expected, pad), grid, cells[layer])
+                    shares = spread(
+                        own, torch.eye(s.shape[1], dtype=s.dtype).expand(2, -1, -1), bands(grid, cells[layer], 1)
+                    )
+                start, sampled = expected, s
+            x = way.before_layer(layer, x)
+            assert x.shape[1] == 1 + counts[layer]
+            x, s, age = x * 2.0, s * 2.0, age + 1
+            expected = s if shares is None else start + shares @ (s - sampled)
+            assert_close(way.restore(x)[:, 1:], expected)
+            x = way.after_layer(layer, x)
+    assert_close(x, F.pad(expected, pad, value=0.5 * 2.0**num_layers))
 
 
 @pytest.mark.parametrize("size", [(14, 14), (1, 6), (5, 3), (7, 20)])

@@ -159,7 +159,7 @@ def test_the_lowest_neighbourhoods_join(everywhere: ViT, budget: float) -> None:
     assert isinstance(reducer, Downsampling)
     way = reducer.begin(everywhere.config.base_grid, 4, budget)
     way.before_layer(3, x_BTD)
-    means = reducer.gates[3](x_BTD[:, 1:])[:, quarters(everywhere.config.base_grid).argsort(stable=True)]
+    means = reducer.gates[3](x_BTD, 1)[:, quarters(everywhere.config.base_grid).argsort(stable=True)]
     for mean, owner in zip(means.unflatten(1, (-1, 4)).mean(2), way.trace(2).owner, strict=True):
         in_blocks = owner[quarters(everywhere.config.base_grid).argsort(stable=True)].view(-1, 4)
         sizes = torch.tensor([len(set(block.tolist())) for block in in_blocks])

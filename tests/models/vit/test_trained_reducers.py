@@ -15,6 +15,7 @@ from stepwell.models.ladder import Reduction, SubNetwork
 from stepwell.models.one_shot import Item
 from stepwell.models.vit.config import ViTConfig
 from stepwell.models.vit.grid import Grid
+from stepwell.models.vit.heads import to_pixels
 from stepwell.models.vit.model import ViT
 from stepwell.models.vit.reducers.base import Reducer, mean_share
 from stepwell.models.vit.reducers.gates import GatedReducer
@@ -163,7 +164,7 @@ def test_the_highest_scores_run(trained: ViT) -> None:
     way = routing.begin(trained.config.base_grid, 4, 0.4)
     x_BTD = torch.randn(2, 37, 32)
     way.before_layer(1, x_BTD)
-    scores, ran = routing.gates[1](x_BTD[:, 1:]), way.trace(2).ran
+    scores, ran = routing.gates[1](x_BTD, 1), way.trace(2).ran
     for row, mask in zip(scores, ran, strict=True):
         assert row[mask].min() > row[~mask].max()
 
@@ -222,3 +223,19 @@ def test_training_without_noise_runs_what_serving_runs(
 def test_settings_that_do_not_fit_are_refused(reducers: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         ViT(ViTConfig.from_hf({**DOCUMENT, "reducers": reducers}))
+
+
+@pytest.mark.parametrize("budget", [0.4, 0.7])
+@pytest.mark.parametrize("name", ["route", "stop", "downsample", "merge", "cluster", "super"])
+def test_a_segmenter_sees_every_patch_as_the_layers_left_it(
+    random_vit: MakeViT, images: torch.Tensor, name: str, budget: float
+) -> None:
+    head = {"task": "segment", "segmentation_head": {"type": "linear"}}
+    vit = random_vit({**(STOPPING if name == "stop" else DOCUMENT), **head}).prepare_serving(0)
+    point, config = Reduction("route" if name == "stop" else name, budget), vit.config
+    items = [Item(image, config.architecture.full, point) for image in images[:2]]
+    ((_, (left_BTD,)),) = vit.tap(items, [config.num_layers - 1])
+    logits = vit.head(vit.norm(left_BTD)[:, config.num_prefix :], vit.linear)
+    expected = to_pixels(logits, config.base_grid, config.patch_size)
+    found = torch.stack([output.tensors["logits"] for output in vit.run(items, ["logits"])])
+    torch.testing.assert_close(found, expected)
