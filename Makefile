@@ -17,7 +17,7 @@ TEST := $(VENV)/.installed-test
 PROMETHEUS := $(VENV)/bin/prometheus
 PINS := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint format unit protos bench train-nested clean
+.PHONY: help demo test lint format unit protos bench compiled train-nested clean
 
 help:
 	@echo "make demo          serve the shipped model, send a mixed load, print and plot what each request got"
@@ -26,6 +26,7 @@ help:
 	@echo "make format        let ruff fix and format what it can"
 	@echo "make protos        generate serving/pb from proto/"
 	@echo "make bench         the tables of benchmarks/"
+	@echo "make compiled      build/compiled: an installation with a compiled planner; needs a C compiler"
 	@echo "make train-nested  train the shipped nested-lm from scratch; ARGS='...' adds options"
 	@echo "make clean         remove $(VENV), builds and caches"
 
@@ -64,6 +65,14 @@ protos: $(TEST)
 TABLES := $(filter-out %/nested_vs_truncated.py,$(shell grep -l __main__ benchmarks/*.py))
 bench: $(TEST)
 	@set -e; for table in $(TABLES); do echo "== $$table"; $(PY) $$table $(ARGS); done
+
+# Beside the tree, which stays in Python: PYTHONPATH=build/compiled $(VENV)/bin/stepwell serve ...
+COMPILED := build/compiled
+compiled: $(TEST)
+	@echo "Compiling the planner (two minutes) ..."
+	rm -rf build/lib* build/temp* build/bdist* $(COMPILED)
+	STEPWELL_COMPILE=1 $(PY) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation \
+	    --target $(COMPILED) .
 
 train-nested: $(RUNTIME)
 	$(VENV)/bin/stepwell train nested $(ARGS)

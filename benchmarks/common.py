@@ -16,8 +16,11 @@ import torch
 
 from stepwell.models.config import DecoderConfig
 from stepwell.models.decoder import Decoder
+from stepwell.schedulers import fill
 
 RESULTS = Path(__file__).parent / "results"
+COMPILED_PLANNER = not (fill.__file__ or "").endswith(".py")
+"""Whether the planner that is imported is compiled: ``make compiled``."""
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -1,17 +1,21 @@
 """How long a policy takes to decide one step: 64 requests run, 256 wait, 8 levels.
 
-    python benchmarks/planner.py --save
+    make compiled && python benchmarks/planner.py --compiled build/compiled --save
 
 Requests of three classes and all stages; the cost model is a table of 8 levels. Each policy plans the same 100
 situations; the table has quantiles of the time of one plan, and of ``admission`` and one ``admit`` where a policy has
-them.
+them. With ``--compiled`` the policies of that installation plan in turn with those of the tree.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -80,24 +84,51 @@ def microseconds(run: Callable[[int], object], num: int, repeats: int = 5) -> tu
     return statistics.median(taken), sorted(taken)[math.ceil(0.99 * len(taken)) - 1]
 
 
-def rows(num: int) -> Sequence[Sequence[str]]:
-    """One for each policy."""
+Figures: TypeAlias = dict[str, list[float]]
+"""Of each policy, microseconds: a plan, its 99th percentile, and where it has promises: making them, their first
+question, a further one."""
+
+
+def measure(num: int) -> Figures:
+    """Of all policies, in so many situations."""
     limits = Limits(max_running=NUM_RUNNING)
     capacity = Capacity(100_000, 100_000, 32, {point.name: point.level + 1 for point in POINTS})
     model = StepCostModel.linear(POINTS, full_row_s=100e-6, overhead_s=1e-3)
-    cases = situations(num)
-    table = []
+    cases, found = situations(num), {}
     for name in sorted(POLICIES):
         policy = create_policy(name, limits)
         plan = microseconds(lambda i, policy=policy: policy.plan(NOW, *cases[i], capacity, model), num)
-        table.append([name, *(f"{value:.0f}" for value in plan), *_admission(policy, cases, model)])
-    return table
+        found[name] = [*plan, *_admission(policy, cases, model)]
+    return found
 
 
-def _admission(policy: Policy, cases: Sequence[Situation], model: StepCostModel) -> list[str]:
+def measure_at(installation: str, num: int) -> Figures:
+    """The same of the policies of another installation, by another process."""
+    command = [sys.executable, __file__, "--situations", str(num), "--figures"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": installation}, check=True, capture_output=True, text=True
+    )
+    compiled, figures = json.loads(done.stdout)
+    assert compiled, f"--compiled: {installation} holds no compiled planner: make compiled"
+    return dict(figures)
+
+
+def rows(rounds: Sequence[Figures], compiled: Sequence[Figures]) -> Sequence[Sequence[str]]:
+    """One for each policy: the medians of the rounds; those of the compiled ones in brackets."""
+
+    def cell(name: str, column: int) -> str:
+        if len(rounds[0][name]) <= column:
+            return ""
+        both = [statistics.median(each[name][column] for each in of) for of in (rounds, compiled) if of]
+        return f"{both[0]:.0f}" + "".join(f" ({value:.0f})" for value in both[1:])
+
+    return [[name, *(cell(name, column) for column in range(5))] for name in rounds[0]]
+
+
+def _admission(policy: Policy, cases: Sequence[Situation], model: StepCostModel) -> list[float]:
     """Microseconds of making promises, of their first question, and of a further one; empty if it has none."""
     if policy.admission(NOW, [], [], model) is None:
-        return ["", "", ""]
+        return []
     rng, first, later = random.Random(1), [], []
     for case in cases:
         promises = policy.admission(NOW, *case, model)
@@ -106,18 +137,35 @@ def _admission(policy: Policy, cases: Sequence[Situation], model: StepCostModel)
             promises.admit(NOW, newcomer)
             taken.append((time.perf_counter() - start) * 1e6)
     make, _ = microseconds(lambda i: policy.admission(NOW, *cases[i], model), len(cases))
-    return [f"{value:.0f}" for value in (make, statistics.median(first), statistics.median(later))]
+    return [make, statistics.median(first), statistics.median(later)]
 
 
 def main() -> None:
     """See the module."""
     parser = common.arguments(__doc__.splitlines()[0])
     parser.add_argument("--situations", type=int, default=100, help="plans a policy")
+    parser.add_argument("--rounds", type=int, default=3, help="medians of so many count")
+    parser.add_argument("--compiled", metavar="FOLDER", help="an installation with a compiled planner: make compiled")
+    parser.add_argument("--figures", action="store_true", help="print what was measured, for another process")
     args = parser.parse_args()
+    if args.figures:
+        print(json.dumps([common.COMPILED_PLANNER, measure(args.situations)]))
+        return
+    rounds: list[Figures] = []
+    compiled: list[Figures] = []
+    for number in range(args.rounds):
+        rounds.append(measure(args.situations))
+        if args.compiled:
+            compiled.append(measure_at(args.compiled, args.situations))
+        print(f"  round {number + 1}/{args.rounds}", end="\r", file=sys.stderr)
     header = ["policy", "plan us, median", "p99", "admission us, median", "first admit us", "further admit us"]
     title = f"One decision: {NUM_RUNNING} running, {NUM_WAITING} waiting, {NUM_LEVELS} levels"
-    notes = "Pure Python and numpy, one thread. The first question to an admission makes its sums."
-    common.report("planner", title, header, rows(args.situations), notes, args.save)
+    notes = (
+        f"Medians of {args.rounds} rounds. One thread, {'compiled' if common.COMPILED_PLANNER else 'Python and numpy'}"
+    )
+    notes += "; in brackets: compiled, in turn." if compiled else "."
+    notes += " The first question to an admission makes its sums."
+    common.report("planner", title, header, rows(rounds, compiled), notes, args.save)
 
 
 if __name__ == "__main__":

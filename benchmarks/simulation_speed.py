@@ -1,7 +1,8 @@
 """How fast simulated time goes: requests a second that the simulator works through on one core, policy by policy.
 
-Without the Azure traces (--code, --conv: CSV files of Azure/AzurePublicDataset) made-up arrivals of the same rate,
-burstiness and mean lengths stand in for them.
+``PYTHONPATH=build/compiled`` after ``make compiled`` has the planner compiled. Without the Azure traces (--code,
+--conv: CSV files of Azure/AzurePublicDataset) made-up arrivals of the same rate, burstiness and mean lengths stand in
+for them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from common import arguments, report
+from common import COMPILED_PLANNER, arguments, report
 
 from stepwell.schedulers.plan import Limits
 from stepwell.schedulers.registry import POLICIES
@@ -61,7 +62,7 @@ def main() -> None:
         rows,
         f"At load {LOAD:g}, classes in equal shares. Scaled: lengths fitted to {model.context_length} tokens. "
         f"One-shot: 1 to 64 prompt tokens, one generated, up to {ONE_SHOT_STEP_TOKENS} tokens a step. Time is that of "
-        "the process, the least of several runs.",
+        f"the process, the least of several runs. The planner is {'compiled' if COMPILED_PLANNER else 'in Python'}.",
         args.save,
     )
 

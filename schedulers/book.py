@@ -137,7 +137,7 @@ class Book:
         over_s *= self._fixed_s
         over_s += due_s
         over_s += own_s
-        over_s = self.spread.seconds(over_s, self._step_s)
+        over_s = self.spread.seconds_each(over_s, self._step_s)
         over_s -= SHARE * times
         over_s = over_s[own_s + own_steps > 0.0]
         worst_s = np.maximum.reduce(over_s, initial=-math.inf).item() + SHARE * start_s

@@ -13,7 +13,9 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
+
+import numpy as np
 
 from stepwell.schedulers.work import Array
 
@@ -37,9 +39,6 @@ _NORMAL_QUANTILES = (-1.53, -1.04, -0.73, -0.49, -0.27, -0.09, 0.09, 0.27, 0.49,
 """Of a standard normal variable, at 1/16 and then 1/12 apart."""
 
 
-Seconds = TypeVar("Seconds", float, Array)
-
-
 class Spread(NamedTuple):
     """Actual over raw seconds of single steps."""
 
@@ -51,14 +50,17 @@ class Spread(NamedTuple):
         """That of a machine so many times faster."""
         return Spread(self.mean / factor, self.upper / factor)
 
-    def seconds(self, raw_s: Seconds, step_s: float) -> Seconds:
+    def seconds(self, raw_s: float, step_s: float) -> float:
         """What ``raw_s`` take nine times in ten if they are a row of steps of ``step_s`` (raw) each.
 
         Steps deviate from their mean independently of each other, so the sum of n deviates by sqrt(n) times as much as
         one of them: for its length, 1 / sqrt(n).
         """
-        deviation: Seconds = (1.0 + raw_s / step_s) ** -0.5
-        return raw_s * (self.mean + (self.upper - self.mean) * deviation)
+        return raw_s * (self.mean + (self.upper - self.mean) / math.sqrt(1.0 + raw_s / step_s))
+
+    def seconds_each(self, raw_s: Array, step_s: float) -> Array:
+        """``seconds`` of several rows of steps."""
+        return raw_s * (self.mean + (self.upper - self.mean) / np.sqrt(1.0 + raw_s / step_s))
 
 
 class OnlineCorrection:
@@ -103,9 +105,10 @@ class OnlineCorrection:
             self.overall = self._over_all_kinds()
 
     def _over_all_kinds(self) -> Spread:
-        all_s = sum(self._raw_s.values())
+        all_s = sum(self._raw_s.values(), 0.0)
         shares = [(self._tracks[kind], raw_s / all_s) for kind, raw_s in self._raw_s.items()]
-        return Spread(sum(track.mean * share for track, share in shares), sum(track.upper * s for track, s in shares))
+        means, uppers = [track.mean * s for track, s in shares], [track.upper * s for track, s in shares]
+        return Spread(sum(means, 0.0), sum(uppers, 0.0))
 
 
 class _Track:
@@ -135,7 +138,8 @@ class _Track:
             self._recentre()
         self.median, self.upper = quantile(self._ranked, 0.5), quantile(self._ranked, 0.9)
         most = PAUSE * self.upper
-        self.mean = (sum(self._ranked) - sum([ratio - most for ratio in self._above(most)])) / len(self._ranked)
+        beyond = [ratio - most for ratio in self._above(most)]
+        self.mean = (sum(self._ranked, 0.0) - sum(beyond, 0.0)) / len(self._ranked)
 
     def _above(self, ratio: float) -> list[float]:
         return self._ranked[bisect_left(self._ranked, ratio) :]

@@ -100,6 +100,8 @@ class StepCostModel:
         self.shared_context, self.mixing_s = shared_context, mixing_s
         self.answer_way = AnswerWay()
         """What comes after the step."""
+        self._foreseen: tuple[Sequence[Slice], float] = (), 0.0
+        """The step that was foreseen last, and its ``raw_s``."""
         self._alike: dict[tuple[str, int, int], float] = {}
         """Seconds of the units of a step whose tokens all run at one level, by ladder, level and tokens."""
 
@@ -134,6 +136,13 @@ class StepCostModel:
                 pair_s=zeros,
             )
         return cls(overhead_s, (0.0, 0.0), ladders, OnlineCorrection())
+
+    def of_another_engine(self) -> StepCostModel:
+        """The same costs, with a correction of their own."""
+        correction = OnlineCorrection()
+        return StepCostModel(
+            self.overhead_s, self.output_s, self.ladders, correction, self.shared_context, self.mixing_s
+        )
 
     def predict_s(self, slices: Sequence[Slice]) -> float:
         """Median of the duration of a step that runs ``slices``, corrected by what was observed lately."""
@@ -194,7 +203,13 @@ class StepCostModel:
     def foresee(self, slices: Sequence[Slice]) -> tuple[float, Callable[[float], None]]:
         """``predict_s`` and ``expect`` at once."""
         kind, raw_s = step_kind(slices), self.raw_s(slices)
+        self._foreseen = slices, raw_s
         return raw_s * self.correction.median(kind), partial(self.correction.observe, kind, raw_s)
+
+    def foreseen_s(self, slices: Sequence[Slice]) -> float:
+        """``raw_s`` of what is about to run: known if it was foreseen last, as no request has moved on since."""
+        foreseen, raw_s = self._foreseen
+        return raw_s if slices == foreseen else self.raw_s(slices)
 
 
 class _Tally:

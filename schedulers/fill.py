@@ -131,7 +131,7 @@ class StepFill:
         if not 0 < end - first <= self._tokens:
             return False
         top = max(decoding.levels[first:end])
-        seconds = self._seconds + sum(decoding.token_s[first:end]) + sum(decoding.backfill_s[first:end])
+        seconds = self._seconds + sum(decoding.token_s[first:end], 0.0) + sum(decoding.backfill_s[first:end], 0.0)
         seconds += self._deeper_s(top)
         if seconds > self._cap_s:
             return False
@@ -153,7 +153,7 @@ class StepFill:
             padded, requests = self._prices.padded, decoding.requests
             keys = [self._longest] * len(requests) if padded else [r.known_tokens for r in requests]
             tokens_s = [decode_s[level] + n * key_s[level] for level, n in zip(decoding.lowest, keys, strict=True)]
-            cap_s = max(cap_s, self._fixed_s[0] + sum(tokens_s))
+            cap_s = max(cap_s, self._fixed_s[0] + sum(tokens_s, 0.0))
             self._cap_s, self._raise_cap_s = min(self._cap_s, cap_s), min(self._raise_cap_s, cap_s)
 
     def _token_s(self, request: Request, level: int) -> float:

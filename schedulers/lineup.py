@@ -47,7 +47,9 @@ class Lineup(NamedTuple):
             return cls(dues.due_s, *[pick(column) for column in columns])
         return cls(dues.due_s, *[tuple([column[i] for i in dues.indices]) for column in columns])
 
-    def __len__(self) -> int:
+    @property
+    def num(self) -> int:
+        """Candidates."""
         return len(self.due_s)
 
     def candidates(self, first: int, end: int | None = None) -> list[Candidate]:

@@ -181,7 +181,7 @@ class _Situation:
         points = self._prices.points if self._bill.levels is None else None
         worst = self._worst_slowness * optimism
         fill = StepFill(
-            self._prices, points, self._limits, room, len(decoding), self._outlook.longest, step_s / optimism, worst
+            self._prices, points, self._limits, room, decoding.num, self._outlook.longest, step_s / optimism, worst
         )
         fill.run(decoding, prompts, self._outlook.next_due_s)
         return fill

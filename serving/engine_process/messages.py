@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 import msgpack
@@ -28,6 +30,7 @@ OPEN, SUBMIT, CANCEL, STOP, OPENED, FAILED, ANSWER, EVENTS, DELIVERED = range(9)
 OPENED; FAILED, why;
 ANSWER, request id, refusal or None; EVENTS, tokens, whole answers, ends, step or None, gauges."""
 _TOKEN_IDS = "i"
+_slo_fields = attrgetter(*[field.name for field in fields(SLO)])
 
 Packed = Sequence[Any]
 """Something of ours as a plain list."""
@@ -66,7 +69,7 @@ def _from_request(request: Request) -> Packed:
     return (
         request.request_id,
         request.arrival_s,
-        tuple(vars(request.slo).values()),
+        _slo_fields(request.slo),
         [point.name for point in request.points],
         request.prompt_tokens,
         request.max_tokens,

@@ -27,7 +27,7 @@ from stepwell.serving.replay.items import ItemTokens
 from stepwell.serving.replay.outcomes import RequestResult, Summary
 from stepwell.serving.replay.recorder import Recorder
 from stepwell.serving.replay.surroundings import Endpoint, Surroundings
-from stepwell.serving.replay.virtual import FaultPlan, LastPrediction, SimRunner, VirtualClock
+from stepwell.serving.replay.virtual import FaultPlan, SimRunner, VirtualClock
 from stepwell.serving.replay.workload import Arrival, Workload
 from stepwell.serving.slo import parse_slo
 
@@ -207,11 +207,11 @@ class _Simulation:
     def _engine(self, number: int, sleep_until: Callable[[float], None]) -> Engine:
         setup, model = self._setup, self._setup.model
         layers = model.ladders.architecture.num_layers
-        learning = LastPrediction(model.costs)
+        learning = model.costs.of_another_engine()
         self._recorder.answer_ways.append(learning.answer_way)
         runner = SimRunner(
             self._recorder.requests,
-            lambda slices: setup.surroundings.seconds(learning.seconds_of(slices)),
+            lambda slices: setup.surroundings.seconds(learning.foreseen_s(slices)),
             clock=self._clock,
             sleep_until=sleep_until,
             noise=setup.noise,

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from stepwell.models.sampling import SampledToken
-from stepwell.schedulers.correction import OnlineCorrection
-from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.plan import Slice, as_slice
 from stepwell.schedulers.request import Request
 from stepwell.serving.engine.step import ItemResult, ItemStep, Step
@@ -65,28 +63,6 @@ class Fault:
 
 FaultPlan: TypeAlias = Callable[[int, Sequence[Step]], Fault]
 """From the number of the call (from 0) and its sequences to what goes wrong; ``Fault()`` = nothing."""
-
-
-class LastPrediction(StepCostModel):
-    """``costs`` for one engine, with a correction of its own. Remembers what it was asked last: an engine asks about
-    the step that it then runs, and the requests do not move on in between."""
-
-    def __init__(self, costs: StepCostModel) -> None:
-        super().__init__(
-            costs.overhead_s, costs.output_s, costs.ladders, OnlineCorrection(), costs.shared_context, costs.mixing_s
-        )
-        self._last: tuple[Sequence[Slice], float] = (), math.nan
-
-    def raw_s(self, slices: Sequence[Slice]) -> float:
-        """As the cost model has it."""
-        raw_s = super().raw_s(slices)
-        self._last = slices, raw_s
-        return raw_s
-
-    def seconds_of(self, slices: Sequence[Slice]) -> float:
-        """``raw_s`` of what is about to run."""
-        asked, raw_s = self._last
-        return raw_s if slices == asked else super().raw_s(slices)
 
 
 class SimRunner:

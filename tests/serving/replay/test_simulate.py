@@ -13,7 +13,7 @@ from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.serving.errors import RequestError
 from stepwell.serving.replay.simulate import capacity, simulate
 from stepwell.serving.replay.surroundings import Surroundings
-from stepwell.serving.replay.virtual import Fault, LastPrediction, VirtualClock
+from stepwell.serving.replay.virtual import Fault, VirtualClock
 
 # A step at full size takes 10 ms and 1 ms a token (conftest.py).
 
@@ -87,11 +87,11 @@ def test_a_step_takes_what_pricing_it_anew_says(make_setup, make_workload, monke
     """With prefixes that are found again, requests that are put back, and steps that fail and run again in halves."""
     steps = []
 
-    def checked(model, slices, seconds_of=LastPrediction.seconds_of):
-        steps.append((seconds_of(model, slices), StepCostModel.raw_s(model, slices)))
+    def checked(model, slices, foreseen_s=StepCostModel.foreseen_s):
+        steps.append((foreseen_s(model, slices), StepCostModel.raw_s(model, slices)))
         return steps[-1][0]
 
-    monkeypatch.setattr(LastPrediction, "seconds_of", checked)
+    monkeypatch.setattr(StepCostModel, "foreseen_s", checked)
     rng = random.Random(3)
     workload = make_workload(*[(i * 0.02, rng.randint(10, 60), rng.randint(1, 30)) for i in range(60)])
     shared = tuple(replace(a, prefix=(rng.randint(0, 2),)) for a in workload.arrivals)
