@@ -5,6 +5,7 @@ a C compiler. The base classes stay as they are: policies of others derive from 
 """
 
 import os
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -19,9 +20,15 @@ def extensions() -> list[Extension]:
     """What is compiled."""
     if not COMPILES:
         return []
-    from mypyc.build import mypycify
-
+    if not SCHEDULERS.is_dir():
+        raise SystemExit(f"STEPWELL_COMPILE: {SCHEDULERS} is missing; compile from a checkout, or unset it")
+    try:
+        from mypyc.build import mypycify
+    except ImportError:
+        if "egg_info" in sys.argv:  # pip asks what the build requires: see below
+            return []
+        raise SystemExit("STEPWELL_COMPILE: needs mypy (pip install mypy), or a build in isolation") from None
     return mypycify([str(path) for path in sorted(SCHEDULERS.glob("*.py")) if path.name not in INTERPRETED])
 
 
-setup(ext_modules=extensions(), setup_requires=["mypy>=1.15"] if COMPILES else [])
+setup(ext_modules=extensions(), setup_requires=["mypy>=1.15", "numpy>=1.26"] if COMPILES else [])
