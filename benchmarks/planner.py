@@ -109,7 +109,8 @@ def measure_at(installation: str, num: int) -> Figures:
         command, env={**os.environ, "PYTHONPATH": installation}, check=True, capture_output=True, text=True
     )
     compiled, figures = json.loads(done.stdout)
-    assert compiled, f"--compiled: {installation} holds no compiled planner: make compiled"
+    if not compiled:
+        raise SystemExit(f"--compiled: {installation} holds no compiled planner; run make compiled")
     return dict(figures)
 
 

@@ -28,6 +28,7 @@ from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.model import ViT
 from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, mean_share
 from stepwell.models.vit.reducers.gates import Gate
+from stepwell.models.vit.reducers.rows import gather_rows
 
 BUDGETS = (0.2, 0.25, 0.33, 0.4, 0.5, 0.6, 0.75)
 WAYS = ("route", "slim", "merge", "random gates", "random")
@@ -58,7 +59,7 @@ class _Drop(Pass):
         patches = torch.rand(len(x_BTD), self.grid.num_patches).argsort(1) + self.grid.num_prefix
         prefix = torch.arange(self.grid.num_prefix).expand(len(x_BTD), -1)
         index = torch.cat([prefix, patches[:, : self.num_tokens - self.grid.num_prefix]], 1)
-        return x_BTD.gather(1, index[..., None].expand(-1, -1, x_BTD.shape[2]))
+        return gather_rows(x_BTD, index)
 
 
 class RandomGate(Gate):

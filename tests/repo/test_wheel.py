@@ -17,7 +17,7 @@ def source_tree(root: Path, tmp_path_factory: pytest.TempPathFactory, copy_packa
     """What a wheel is built from, apart from the working tree, where builds would leave files behind."""
     tree = tmp_path_factory.mktemp("tree")
     copy_packages(tree)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(root / name, tree)
     return tree
 

@@ -38,10 +38,11 @@ from torch import Tensor
 from stepwell.models.fields import ConfigError
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.reducers.base import Pass, Schedule, Trace
-from stepwell.models.vit.reducers.gates import Gate, GatedReducer, GateRecord, gather_rows, logistic_like
+from stepwell.models.vit.reducers.gates import Gate, GatedReducer, GateRecord, logistic_like
 from stepwell.models.vit.reducers.merging import merge
 from stepwell.models.vit.reducers.neighbourhoods import Joining, join_lowest, mean_scores, quarters
 from stepwell.models.vit.reducers.profile import read_layers
+from stepwell.models.vit.reducers.rows import gather_rows
 
 if TYPE_CHECKING:
     from stepwell.models.vit.config import ViTConfig

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.reducers.base import LayerTokens, Pass, Reducer, Schedule, Trace
+from stepwell.models.vit.reducers.rows import gather_rows
 
 
 class Merging(Reducer):
@@ -90,7 +91,7 @@ class _Merges(Pass):
     def restore(self, x_BTD: Tensor) -> Tensor:
         if self._owner_BN is None:
             return x_BTD
-        return x_BTD.gather(1, self._owner_BN[..., None].expand(-1, -1, x_BTD.shape[2]))
+        return gather_rows(x_BTD, self._owner_BN)
 
     def trace(self, num_items: int) -> Trace:
         if self._owner_BN is None:

@@ -28,7 +28,8 @@ from torch import Tensor
 from stepwell.models.fields import read_flag
 from stepwell.models.vit.grid import Grid
 from stepwell.models.vit.reducers.base import Pass, Schedule, Trace
-from stepwell.models.vit.reducers.gates import Gate, GatedReducer, GateRecord, gather_rows, logistic_like, put_rows
+from stepwell.models.vit.reducers.gates import Gate, GatedReducer, GateRecord, logistic_like
+from stepwell.models.vit.reducers.rows import gather_rows, put_rows
 
 if TYPE_CHECKING:
     from stepwell.models.vit.config import ViTConfig
