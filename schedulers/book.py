@@ -85,7 +85,7 @@ class Book:
         price_lists: PriceLists,
         ahead: Sequence[Slice] = (),
     ) -> None:
-        correction = model.correction
+        correction, self._toll = model.correction, model.toll
         self.spread = correction.overall
         """Of actual over predicted seconds."""
         slowness = max(correction.upper(kind) for kind in KINDS)
@@ -124,11 +124,12 @@ class Book:
         self._instants[:, : len(times)] = times, due_s, demand.num_steps()
         self._num_begun = len(begun)
 
-    def overrun_s(self, request: Request, start_s: float) -> tuple[float, Entry]:
+    def overrun_s(self, request: Request, start_s: float, now: float | None = None) -> tuple[float, Entry]:
         """By how much time the work due by some instant exceeds the time until then, with ``request``; <= 0: it fits.
         And what :meth:`add` takes.
 
-        Instants before anything of ``request`` is due do not count. ``start_s``: when work on it can begin.
+        Instants before anything of ``request`` is due do not count. ``start_s``: when work on it can begin; ``now``:
+        from when on calls may come that take time, None = never.
         """
         entry = self.entry(request)
         times, due_s, steps = self._instants[:, : self._num_instants + len(entry.instants)]
@@ -139,9 +140,14 @@ class Book:
         over_s += own_s
         over_s = self.spread.seconds_each(over_s, self._step_s)
         over_s -= SHARE * times
+        if now is not None and (lost_s := self._toll.lost_each_s(now, times)) is not None:
+            over_s += lost_s
         over_s = over_s[own_s + own_steps > 0.0]
         worst_s = np.maximum.reduce(over_s, initial=-math.inf).item() + SHARE * start_s
-        return max(worst_s, self._seat_overrun_s(request, start_s)), entry
+        seat_s = self._seat_overrun_s(request, start_s)
+        if now is not None and seat_s > -math.inf:
+            seat_s += self._toll.lost_s(now, request.prompt_due_s)
+        return max(worst_s, seat_s), entry
 
     def entry(self, request: Request) -> Entry:
         """``request`` at its smallest point; its own instants, with the sums of this book, become those after the

@@ -33,6 +33,8 @@ FADE = 0.97
 """By how much less a step counts than the one after it when kinds are weighed."""
 PAUSE = 2.0
 """Of the 90th percentile: what took longer was a pause, which counts as so long in the mean."""
+LEAST_OWN = 0.25
+"""Of a step, its own part at least."""
 PRIOR_SPREAD = 0.15
 """Standard deviation of log ratios assumed before any are known."""
 _NORMAL_QUANTILES = (-1.53, -1.04, -0.73, -0.49, -0.27, -0.09, 0.09, 0.27, 0.49, 0.73, 1.04, 1.53)
@@ -81,6 +83,10 @@ class OnlineCorrection:
         """Median of actual over raw seconds of recent steps; 1 before any."""
         return self._tracks.get(kind, self._unknown).median
 
+    def mean(self, kind: str) -> float:
+        """Mean of the same, pauses cut short."""
+        return self._tracks.get(kind, self._unknown).mean
+
     def upper(self, kind: str) -> float:
         """90th percentile of the same; before any, what a usual spread makes of 1."""
         return self._tracks.get(kind, self._unknown).upper
@@ -94,12 +100,19 @@ class OnlineCorrection:
         """Share of recent steps that took no longer than the 90th percentile as it was before them; NaN before any."""
         return self._tracks.get(kind, self._unknown).coverage
 
-    def observe(self, kind: str, raw_s: float, actual_s: float) -> None:
-        """A step predicted (uncorrected) to take ``raw_s`` took ``actual_s``; if either is 0, nothing is learned."""
+    def observe(
+        self, kind: str, raw_s: float, actual_s: float, lost_s: float = 0.0, foreseen_lost_s: float = 0.0
+    ) -> None:
+        """A step predicted (uncorrected) to take ``raw_s`` took ``actual_s``; if either is 0, nothing is learned.
+
+        ``lost_s``: how much of that was taken by what is reckoned with apart, from which nothing is learned;
+        ``foreseen_lost_s``: how much was expected to be, for judging the prediction.
+        """
         if raw_s > 0.0 and 0.0 < actual_s < math.inf:
             if kind not in self._tracks:
                 self._tracks[kind] = _Track()
-            self._tracks[kind].add(actual_s / raw_s)
+            own_s = max(actual_s - lost_s, LEAST_OWN * actual_s)
+            self._tracks[kind].add(own_s / raw_s, (actual_s - foreseen_lost_s) / raw_s)
             self._raw_s = {known: FADE * sum_s for known, sum_s in self._raw_s.items()}
             self._raw_s[kind] = self._raw_s.get(kind, 0.0) + raw_s
             self.overall = self._over_all_kinds()
@@ -127,8 +140,9 @@ class _Track:
         self.median, self.mean, self.upper = 1.0, 1.0, quantile(self._ranked, 0.9)
         self.error = self.coverage = math.nan
 
-    def add(self, ratio: float) -> None:
-        self._score(ratio)
+    def add(self, ratio: float, scored: float) -> None:
+        """``scored``: the ratio by which the prediction is judged."""
+        self._score(scored)
         self._num_seen += 1
         self._ratios.append(ratio)
         insort(self._ranked, ratio)

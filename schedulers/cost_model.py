@@ -11,6 +11,7 @@ hold a value for every number of tokens, so that a planner reads marginal costs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from stepwell.schedulers.answer_way import AnswerWay
 from stepwell.schedulers.correction import OnlineCorrection
 from stepwell.schedulers.plan import Slice
 from stepwell.schedulers.request import OperatingPoint, Request
+from stepwell.schedulers.toll import Toll
 
 Kind: TypeAlias = Literal["decode", "mixed"]
 """Steps are corrected apart: those in which every sequence advances by its newest token, and all others."""
@@ -100,8 +102,12 @@ class StepCostModel:
         self.shared_context, self.mixing_s = shared_context, mixing_s
         self.answer_way = AnswerWay()
         """What comes after the step."""
+        self.toll = Toll()
+        """What comes in the middle of it."""
         self._foreseen: tuple[Sequence[Slice], float] = (), 0.0
         """The step that was foreseen last, and its ``raw_s``."""
+        self.foreseen_lost_s = 0.0
+        """Part of that step's predicted duration that calls are expected to take."""
         self._alike: dict[tuple[str, int, int], float] = {}
         """Seconds of the units of a step whose tokens all run at one level, by ladder, level and tokens."""
 
@@ -200,11 +206,21 @@ class StepCostModel:
         """What to call with the seconds that a step of ``slices`` took, later: it teaches the correction."""
         return self.foresee(slices)[1]
 
-    def foresee(self, slices: Sequence[Slice]) -> tuple[float, Callable[[float], None]]:
-        """``predict_s`` and ``expect`` at once."""
+    def foresee(self, slices: Sequence[Slice], now: float | None = None) -> tuple[float, Callable[[float], None]]:
+        """``predict_s`` and ``expect`` at once. ``now``: when the step begins, and the calls that come in it count."""
         kind, raw_s = step_kind(slices), self.raw_s(slices)
         self._foreseen = slices, raw_s
-        return raw_s * self.correction.median(kind), partial(self.correction.observe, kind, raw_s)
+        usual_s = raw_s * self.correction.median(kind)
+        self.foreseen_lost_s = lost_s = 0.0 if now is None else self.toll.lost_s(now, now + usual_s)
+        if now is None:
+            return usual_s, partial(self.correction.observe, kind, raw_s)
+        return usual_s + lost_s, partial(self._learn, kind, raw_s, raw_s * self.correction.mean(kind), now, lost_s)
+
+    def _learn(
+        self, kind: str, raw_s: float, usual_s: float, begin_s: float, foreseen_s: float, actual_s: float
+    ) -> None:
+        lost_s = self.toll.learn(begin_s, usual_s, actual_s) if 0.0 < actual_s < math.inf else 0.0
+        self.correction.observe(kind, raw_s, actual_s, lost_s, foreseen_s)
 
     def foreseen_s(self, slices: Sequence[Slice]) -> float:
         """``raw_s`` of what is about to run: known if it was foreseen last, as no request has moved on since."""

@@ -9,7 +9,7 @@ states to backfill climb last.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -104,7 +104,15 @@ def bill(
     return Bill(levels, token_s, prompt_s, fixed_s)
 
 
-def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slowness: float, share: float) -> Pace:
+def affordable(
+    work: Work,
+    weights: Array | None,
+    charged: Bill,
+    now: float,
+    slowness: float,
+    share: float,
+    lost_each_s: Callable[[Array], Array | None] | None = None,
+) -> Pace:
     """The pace that meets everything in ``work``.
 
     Args:
@@ -114,6 +122,7 @@ def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slo
         now: time.
         slowness: actual over predicted seconds.
         share: of the time until something is due, what may be given away.
+        lost_each_s: of the time until each of some instants, what others will take; None, or from it, = nothing.
     """
     top = len(charged.fixed_s) - 1
     times = check_times(work, now + RESERVE_S / 2, MAX_CHECKS)
@@ -126,6 +135,8 @@ def affordable(work: Work, weights: Array | None, charged: Bill, now: float, slo
     need = demand.seconds(token_s, prompt_s)
     need += demand.num_steps()[:, None] * charged.fixed_s
     have = (times - (now + RESERVE_S / share)) * (share / slowness)
+    if lost_each_s is not None and (lost_s := lost_each_s(times)) is not None:
+        have -= lost_s / slowness
     left = have[:, None] - need
     least = np.minimum.reduce(left).tolist()
     rung = next((k for k in range(top, -1, -1) if least[k] >= 0.0), -1)

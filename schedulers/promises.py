@@ -60,13 +60,14 @@ class Promises(Admission):
 
     def admit(self, now: float, request: Request) -> Drop | None:
         """See :class:`~stepwell.schedulers.admission.Admission`."""
+        self._model.toll.call_came(now)
         if request.prompt_due_s == math.inf and request.slo.tpot_s == math.inf:
             self.count(request)
             return None
-        now += self._answer_s
+        clock_s, now = now, now + self._answer_s
         book = self._opened(request)
         start_s = max(now, self._free_s(book)) if self._members else now
-        overrun_s, entry = book.overrun_s(request, start_s)
+        overrun_s, entry = book.overrun_s(request, start_s, clock_s)
         if overrun_s <= 0.0:
             self._members.append(request)
             book.add(entry)

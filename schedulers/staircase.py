@@ -15,6 +15,7 @@ cost model everybody runs at the best point allowed, and nobody is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from stepwell.schedulers.admission import Admission
 from stepwell.schedulers.calm import Calm
@@ -77,25 +78,25 @@ class Staircase(Priced):
         drops: list[Drop],
     ) -> StepPlan:
         """See :class:`~stepwell.schedulers.priced.Priced`."""
-        now += model.answer_way.seconds  # of what is made in this step
+        clock_s, now = now, now + model.answer_way.seconds  # of what is made in this step
         line: Sequence[Request] = self.line.of(waiting)
-        situation = self._situation(now, line, running, model)
+        situation = self._situation(clock_s, now, line, running, model)
         if lost := situation.hopeless():
             drops += lost
             gone = {drop.request for drop in lost}
             line = [r for r in line if r not in gone]
             if not line and not running:
                 return StepPlan((), drops)
-            situation = self._situation(now, line, running, model)
+            situation = self._situation(clock_s, now, line, running, model)
         plan = situation.step(capacity, drops)
         self._calm = situation.calm(plan)
         return plan
 
     def _situation(
-        self, now: float, line: Sequence[Request], running: Sequence[Request], model: StepCostModel
+        self, clock_s: float, now: float, line: Sequence[Request], running: Sequence[Request], model: StepCostModel
     ) -> _Situation:
         outlook = Outlook(now, line, running, self.limits.max_running, self._ledger)
-        return _Situation(outlook, line, model, self.price_lists, self.limits)
+        return _Situation(clock_s, outlook, line, model, self.price_lists, self.limits)
 
     def admission(
         self,
@@ -115,9 +116,16 @@ class _Situation:
     """What one step is decided from, and the decision."""
 
     def __init__(
-        self, outlook: Outlook, line: Sequence[Request], model: StepCostModel, price_lists: PriceLists, limits: Limits
+        self,
+        clock_s: float,
+        outlook: Outlook,
+        line: Sequence[Request],
+        model: StepCostModel,
+        price_lists: PriceLists,
+        limits: Limits,
     ) -> None:
-        self._outlook, self.line, self._model, self._limits = outlook, line, model, limits
+        """``clock_s``: when the step begins, that is before the outlook's now."""
+        self._clock_s, self._outlook, self.line, self._model, self._limits = clock_s, outlook, line, model, limits
         correction = model.correction
         self._slowness = correction.overall.mean
         self._worst_slowness = max(correction.upper("decode"), correction.upper("mixed"))
@@ -151,7 +159,8 @@ class _Situation:
         room = Room(capacity, running, self._limits)
         decoding, prompts = outlook.decoding, outlook.prompts(room.seats, max_tokens)
         share = _share(outlook.num_running + len(self.line), self._limits, self._prices)
-        pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness, share)
+        lost_each_s = partial(self._model.toll.lost_each_s, self._clock_s)
+        pace = affordable(outlook.work, outlook.weights, self._bill, outlook.now, self._slowness, share, lost_each_s)
         self._spare_s = pace.spare_s * self._slowness / share
         num_seen = max(outlook.num_running, 1 + max(prompts.indices, default=-1))
         step_s = longest_s(self._prices, len(decoding.indices), self._slowness)
@@ -161,11 +170,12 @@ class _Situation:
         lineups = Lineup.of(decoding, seen, assigned), Lineup.of(prompts, seen, assigned)
         fill = self._filled(*lineups, room, step_s, 1.0)
         slices = fill.slices
-        predicted_s, learn = self._model.foresee(slices)
-        optimism = predicted_s / (fill.seconds * self._slowness)
-        if optimism > TOLERANCE and predicted_s > fill.limit_s * self._slowness and len(slices) > 1:
+        predicted_s, learn = self._model.foresee(slices, self._clock_s)
+        own_s = predicted_s - self._model.foreseen_lost_s
+        optimism = own_s / (fill.seconds * self._slowness)
+        if optimism > TOLERANCE and own_s > fill.limit_s * self._slowness and len(slices) > 1:
             slices = self._filled(*lineups, Room(capacity, running, self._limits), step_s, optimism).slices
-            predicted_s, learn = self._model.foresee(slices)
+            predicted_s, learn = self._model.foresee(slices, self._clock_s)
         return StepPlan(slices, drops, predicted_s, learn)
 
     def calm(self, plan: StepPlan) -> Calm | None:
@@ -183,7 +193,8 @@ class _Situation:
         fill = StepFill(
             self._prices, points, self._limits, room, decoding.num, self._outlook.longest, step_s / optimism, worst
         )
-        fill.run(decoding, prompts, self._outlook.next_due_s)
+        next_due_s = self._outlook.next_due_s
+        fill.run(decoding, prompts, next_due_s - self._model.toll.lost_s(self._clock_s, self._clock_s + next_due_s))
         return fill
 
 

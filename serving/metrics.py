@@ -30,6 +30,7 @@ _GAUGES = (  # attribute of GaugeSource, name, help
     ("num_running", "requests_running", "Requests holding cache pages."),
     ("cache_usage_ratio", "kv_cache_usage_ratio", "Cache pages in use, 0 to 1."),
     ("backlog_s", "backlog_seconds", "Time the waiting requests will take, judged by those that finished lately."),
+    ("call_toll_s", "call_toll_seconds", "What a call that comes takes from the step that runs."),
 )
 _PREDICTION_GAUGES = (  # method of GaugeSource, name, help
     ("prediction_error", "step_prediction_error_ratio", "Median of |actual / predicted - 1| of recent steps."),
@@ -72,6 +73,9 @@ class GaugeSource(Protocol):
 
     @property
     def backlog_s(self) -> float: ...
+
+    @property
+    def call_toll_s(self) -> float: ...
 
     def prediction_error(self, kind: str) -> float: ...
 

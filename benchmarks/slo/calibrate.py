@@ -1,7 +1,8 @@
 """What surrounds the engine's steps on this machine while it serves load: for simulations that are to come true.
 
 Measured on the real server, with its load generator on the same machine: how much longer steps take than the profile
-says, at the largest and the smallest level, and what a call and a token cost the endpoint and the client.
+says, at the largest and the smallest level, what a call and a token cost the endpoint and the client, and what a call
+takes from the step that runs when it comes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def calibrate(
             used_s = cpu_s(child.pid) - start_cpu_s + run.cpu_s
             token_s = (used_s - call_s * len(workload)) / _num_tokens(run)  # of the last, which has no other load
             steps += _steps(child)
-    return Surroundings(*fit_steps(steps), call_s, max(token_s, 0.0))
+    toll_s = _toll_s(model, workload, threads, classes, timeout_s)
+    return Surroundings(*fit_steps(steps), call_s, max(token_s, 0.0), toll_s)
 
 
 def _call_s(model: str, threads: int) -> float:
@@ -58,22 +60,34 @@ def _call_s(model: str, threads: int) -> float:
     return run.duration_s / NUM_CALLS
 
 
+def _toll_s(model: str, workload: Workload, threads: int, classes: Mapping[str, SLOClass], timeout_s: float) -> float:
+    """As the planner learns it, of calls that come twice as fast."""
+    with ChildServer({"models": [model], "threads": threads}) as child:
+        target = Target(child.address, model, classes, vocab_size=2048, timeout_s=timeout_s, slo_as="none")
+        send_load(workload.at_rate(2 * workload.rate), target)
+        return _metrics(child)["call_toll_seconds", None]
+
+
 def _num_tokens(run: LoadRun) -> int:
     return sum(result.generated_tokens for result in run.results)
 
 
 def _steps(child: ChildServer) -> list[tuple[float, float, int]]:
     """Of each kind of step: mean seconds by the profile, mean seconds that they took, number."""
-    with urllib.request.urlopen(f"{child.http}/metrics", timeout=10.0) as page:
-        families = list(text_string_to_metric_families(page.read().decode()))
-    found = {
-        (sample.name.removeprefix("stepwell_"), sample.labels.get("kind")): sample.value
-        for family in families
-        for sample in family.samples
-    }
-    steps = []
+    found, steps = _metrics(child), []
     for kind in KINDS:
         if number := int(found.get(("step_seconds_count", kind), 0)):
             mean_s = found["step_seconds_sum", kind] / number
             steps.append((mean_s / found["step_slowness_ratio", kind], mean_s, number))
     return steps
+
+
+def _metrics(child: ChildServer) -> dict[tuple[str, str | None], float]:
+    """By name and kind of step."""
+    with urllib.request.urlopen(f"{child.http}/metrics", timeout=10.0) as page:
+        families = list(text_string_to_metric_families(page.read().decode()))
+    return {
+        (sample.name.removeprefix("stepwell_"), sample.labels.get("kind")): sample.value
+        for family in families
+        for sample in family.samples
+    }

@@ -80,7 +80,8 @@ def _surroundings(document: Mapping[str, Any]) -> list[str]:
     steps = (
         f"Measured around the engine, for the simulation: steps take {found['slowness']:.2f} times their profile and "
         f"{found['step_s'] * 1e3:.1f} ms more; the endpoint and the client take {found['call_s'] * 1e3:.2f} ms a call, "
-        f"{found['token_s'] * 1e3:.2f} ms a token."
+        f"{found['token_s'] * 1e3:.2f} ms a token; a call takes {found.get('toll_s', 0.0) * 1e3:.2f} ms from the step "
+        "that runs when it comes."
     )
     return [steps]
 

@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     around.add_argument("--step-ms", type=duration, default=0.0, metavar="MS", help="... and so much more, each")
     around.add_argument("--call-ms", type=duration, default=0.0, metavar="MS", help="to read a call, one at a time")
     around.add_argument("--token-ms", type=duration, default=0.0, metavar="MS", help="to write a token, likewise")
+    around.add_argument(
+        "--toll-ms", type=duration, default=0.0, metavar="MS", help="a call takes from the step that runs"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of load, classes and noise (default 0)")
     parser.add_argument("--plot", type=Path, metavar="F.png", help="save attainment, quality and goodput against load")
     add_json_option(parser)
@@ -154,7 +157,8 @@ def _setup(args: argparse.Namespace, config: ServerConfig) -> tuple[Setup, str]:
     say(f"{args.model}: reading what its steps cost (the first time on a machine, measuring it)")
     model, cost_source = open_sim_model(replace(chosen, profile=args.profile), config.threads)
     limits = limits_of(chosen, model)
-    around = Surroundings(args.slowness, args.step_ms / 1e3, args.call_ms / 1e3, args.token_ms / 1e3)
+    seconds = (ms / 1e3 for ms in (args.step_ms, args.call_ms, args.token_ms, args.toll_ms))
+    around = Surroundings(args.slowness, *seconds)
     setup = Setup(
         model=model,
         policy=FULL_QUALITY,

@@ -52,6 +52,10 @@ class EngineHost(Protocol):
     def backlog_s(self) -> float:
         """Seconds the waiting requests will take, judged by those that finished lately."""
 
+    @property
+    def call_toll_s(self) -> float:
+        """Seconds that a call takes from the step that runs when it comes; 0 where the policy does not learn it."""
+
     def prediction_error(self, kind: str) -> float:
         """Median of |actual / predicted - 1| of recent steps of this kind; NaN before any."""
 

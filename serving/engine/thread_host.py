@@ -19,6 +19,7 @@ class ThreadHost:
     def __init__(self, engine: Engine, cost_model: StepCostModel, name: str) -> None:
         self.engine = engine
         self._correction, self._answer_way = cost_model.correction, cost_model.answer_way
+        self._toll = cost_model.toll
         self._loop = EngineLoop(engine, name=f"stepwell-engine-{name}")
 
     def start(self, loop: asyncio.AbstractEventLoop, on_lost: OnLost) -> None:
@@ -51,6 +52,10 @@ class ThreadHost:
     @property
     def backlog_s(self) -> float:
         return self.engine.backlog_s
+
+    @property
+    def call_toll_s(self) -> float:
+        return self._toll.call_s
 
     def prediction_error(self, kind: str) -> float:
         return self._correction.error(kind)

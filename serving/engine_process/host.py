@@ -137,7 +137,7 @@ class ProcessHost(asyncio.Protocol):
         self._open: dict[str, _Open] = {}
         self._messages = m.reader()
         self._num_waiting = self._num_running = 0
-        self._cache_usage_ratio = self._backlog_s = 0.0
+        self._cache_usage_ratio = self._backlog_s = self._call_toll_s = 0.0
         self._prediction: dict[str, tuple[float, float, float]] = {}
         self._outgoing: list[bytes] = []
         self._ways_s: list[float] = []
@@ -222,6 +222,10 @@ class ProcessHost(asyncio.Protocol):
     def backlog_s(self) -> float:
         return self._backlog_s
 
+    @property
+    def call_toll_s(self) -> float:
+        return self._call_toll_s
+
     def prediction_error(self, kind: str) -> float:
         return self._prediction.get(kind, _NO_STEPS)[0]
 
@@ -255,7 +259,7 @@ class ProcessHost(asyncio.Protocol):
         self, tokens: m.Packed, results: m.Packed, ends: m.Packed, step: m.Packed | None, gauges: Any
     ) -> None:
         *counts, prediction = gauges
-        self._num_waiting, self._num_running, self._cache_usage_ratio, self._backlog_s = counts
+        self._num_waiting, self._num_running, self._cache_usage_ratio, self._backlog_s, self._call_toll_s = counts
         self._prediction = {kind: (error, coverage, slowness) for kind, error, coverage, slowness in prediction}
         for packed in tokens:
             event = m.to_token(packed)

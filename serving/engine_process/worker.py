@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from stepwell.schedulers.answer_way import AnswerWay
-from stepwell.schedulers.correction import KINDS, OnlineCorrection
+from stepwell.schedulers.correction import KINDS
+from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.request import OperatingPoint, Request
 from stepwell.serving.config import ModelConfig
 from stepwell.serving.engine.engine import Engine
@@ -44,14 +45,16 @@ class Outgoing:
         self._ends: list[m.Packed] = []
         self._refusal: m.Packed | None = None
 
-    def watch(self, engine: Engine, correction: OnlineCorrection) -> None:
+    def watch(self, engine: Engine, cost_model: StepCostModel) -> None:
         """Whose gauges go with every message."""
+        correction, toll = cost_model.correction, cost_model.toll
 
         def gauges() -> m.Packed:
             quality = [
                 (kind, correction.error(kind), correction.coverage(kind), correction.median(kind)) for kind in KINDS
             ]
-            return engine.num_waiting, engine.num_running, engine.cache_usage_ratio, engine.backlog_s, quality
+            counts = engine.num_waiting, engine.num_running, engine.cache_usage_ratio, engine.backlog_s
+            return *counts, toll.call_s, quality
 
         self._gauges = gauges
 
@@ -135,7 +138,7 @@ class Worker:
                 _log.exception("model %s: cannot be opened", config.display_name)
             self._send(m.pack(m.FAILED, str(error) or type(error).__name__))
             return None
-        self._outgoing.watch(opened.engine, opened.cost_model.correction)
+        self._outgoing.watch(opened.engine, opened.cost_model)
         # What was made until now stays: a full collection need not look at it again, in the middle of a step.
         gc.collect()
         gc.freeze()

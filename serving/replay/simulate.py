@@ -134,7 +134,7 @@ def capacity(workload: Workload, setup: Setup) -> float:
         classes={DEFAULT_CLASS: SLOClass()},
         replicas=1,
         faults=None,
-        surroundings=replace(setup.surroundings, call_s=0.0, token_s=0.0),
+        surroundings=replace(setup.surroundings, call_s=0.0, token_s=0.0, toll_s=0.0),
     )
     replay = simulate(unbounded, one, max_unfinished=2 * setup.limits.max_running)
     return setup.replicas * len(replay.results) / replay.duration_s
@@ -152,6 +152,8 @@ class _Simulation:
         self._wishes = {name: _Wishes.of(name, setup) for name in {a.slo_class for a in workload.arrivals}}
         self._threads: list[ReplicaThread] = []
         self._engines: list[Engine] = []
+        self._num_calls = [0] * setup.replicas
+        """That came to each."""
 
     def run(self, max_unfinished: int | None) -> Replay:
         if max_unfinished is None:
@@ -214,6 +216,7 @@ class _Simulation:
             lambda slices: setup.surroundings.seconds(learning.foreseen_s(slices)),
             clock=self._clock,
             sleep_until=sleep_until,
+            taken_s=lambda: setup.surroundings.toll_s * self._num_calls[number],
             noise=setup.noise,
             seed=setup.seed * 1000 + number,
             faults=setup.faults,
@@ -247,6 +250,7 @@ class _Simulation:
             return
         self._num_submitted += 1
         replica = self._route(number)
+        self._num_calls[replica] += 1
         arrival = self._workload.arrivals[number]
         job = self._job(number, arrival)
         request = job.request

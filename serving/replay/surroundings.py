@@ -26,6 +26,8 @@ class Surroundings:
     """Time of the endpoint to read a call and hand it to an engine, or refuse it."""
     token_s: float = 0.0
     """Time of the endpoint to write the output of one step to one reader."""
+    toll_s: float = 0.0
+    """What a call takes from the step that runs when it comes: processor time that both would have."""
 
     def seconds(self, raw_s: float) -> float:
         """How long a step takes that takes ``raw_s`` by the model's costs."""

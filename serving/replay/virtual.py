@@ -73,6 +73,7 @@ class SimRunner:
         seconds: how long a step takes, from what runs in it.
         sleep_until: let the time pass until then; what arrives meanwhile is submitted meanwhile.
         clock: the engine's.
+        taken_s: time that others have taken from the steps of this engine, up to now.
         noise: standard deviation of the logarithm of a duration's random factor, whose median is 1; 0 = none.
         seed: of the noise.
         faults: what goes wrong.
@@ -85,11 +86,13 @@ class SimRunner:
         *,
         clock: Callable[[], float],
         sleep_until: Callable[[float], None],
+        taken_s: Callable[[], float] = lambda: 0.0,
         noise: float = 0.0,
         seed: int = 0,
         faults: FaultPlan | None = None,
     ) -> None:
         self._requests, self._seconds, self._clock, self._sleep_until = requests, seconds, clock, sleep_until
+        self._taken_s = taken_s
         self._noise, self._rng, self._faults = noise, random.Random(seed), faults
         self.num_calls = 0
 
@@ -102,12 +105,20 @@ class SimRunner:
             duration_s *= self._rng.lognormvariate(0.0, self._noise)
         fault = self._faults(self.num_calls, steps) if self._faults else None
         self.num_calls += 1
-        self._sleep_until(self._clock() + duration_s * (fault.slowdown if fault else 1.0))
+        self._pass(duration_s * (fault.slowdown if fault else 1.0))
         if fault and fault.error is not None:
             raise fault.error
         if steps and isinstance(steps[0], ItemStep):  # then all are
             return {step.request_id: [_result(step)] for step in steps}
         return {step.request_id: _TOKEN for step in steps if step.yields}
+
+    def _pass(self, seconds: float) -> None:
+        """Let them pass, and what others take meanwhile."""
+        end_s, taken_s = self._clock() + seconds, self._taken_s()
+        self._sleep_until(end_s)
+        while (by_now_s := self._taken_s()) > taken_s:
+            end_s, taken_s = end_s + by_now_s - taken_s, by_now_s
+            self._sleep_until(end_s)
 
 
 def _result(step: Step) -> ItemResult:

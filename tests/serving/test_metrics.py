@@ -145,6 +145,7 @@ def test_gauges_are_read_when_asked_for_and_go_with_the_model(metrics: Metrics) 
         num_running = 2
         cache_usage_ratio = 0.25
         backlog_s = 1.5
+        call_toll_s = 0.002
         correction = OnlineCorrection()
         prediction_error, prediction_coverage = correction.error, correction.coverage
         prediction_slowness = correction.median
@@ -152,8 +153,8 @@ def test_gauges_are_read_when_asked_for_and_go_with_the_model(metrics: Metrics) 
     source, correction = Source(), Source.correction
     metrics.watch("m", source)
     source.num_waiting = 4
-    names = ("requests_waiting", "requests_running", "kv_cache_usage_ratio")
-    assert [value(metrics, name) for name in names] == [4, 2, 0.25]
+    names = ("requests_waiting", "requests_running", "kv_cache_usage_ratio", "call_toll_seconds")
+    assert [value(metrics, name) for name in names] == [4, 2, 0.25, 0.002]
     for actual_s in (1.0, 1.0, 3.0):
         correction.observe("decode", 1.0, actual_s)
     assert value(metrics, "step_prediction_error_ratio", kind="decode") == correction.error("decode") < 0.1

@@ -26,10 +26,11 @@ def test_the_document_has_every_policy_at_every_load(stepwell):
 
 
 def test_a_busy_machine_serves_fewer(stepwell):
-    around = ("--slowness", "2", "--step-ms", "1", "--call-ms", "3", "--token-ms", "0.5")
+    around = ("--slowness", "2", "--step-ms", "1", "--call-ms", "3", "--token-ms", "0.5", "--toll-ms", "2")
     quiet = stepwell("simulate", *FEW, "--policies", "max_quality", "--json").document
     busy = stepwell("simulate", *FEW, "--policies", "max_quality", *around, "--json").document
-    assert busy["surroundings"] == {"slowness": 2.0, "step_s": 0.001, "call_s": 0.003, "token_s": 0.0005}
+    stated = {"slowness": 2.0, "step_s": 0.001, "call_s": 0.003, "token_s": 0.0005, "toll_s": 0.002}
+    assert busy["surroundings"] == stated
     assert busy["capacity"] < quiet["capacity"] / 2
     refused = stepwell("simulate", *FEW, "--call-ms", "-1")
     assert refused.status == 2

@@ -203,6 +203,18 @@ def test_calls_are_read_one_after_the_other(make_setup, make_workload):
     assert third.total_s == pytest.approx(0.025 + 0.030)
 
 
+def test_calls_take_time_from_the_step_that_runs(make_setup, make_workload):
+    setup = make_setup(surroundings=Surroundings(toll_s=0.006))
+    workload = make_workload((0, 20, 1), (0.01, 20, 1), (0.034, 20, 1), (0.5, 20, 1))
+    first, second, third, later = simulate(workload, setup).results
+    assert first.total_s == pytest.approx(0.030 + 2 * 0.006)  # the third comes in what the second has added
+    assert second.at_s + second.total_s > first.total_s
+    assert third.outcome == "met"
+    assert later.total_s == pytest.approx(0.030), "nobody came"
+    alone = simulate(workload, replace(setup, replicas=2)).results
+    assert alone[0].total_s < first.total_s, "those of another replica take nothing"
+
+
 def test_tokens_are_written_one_after_the_other_and_after_calls(make_setup, make_workload):
     setup = make_setup(surroundings=Surroundings(token_s=0.015))
     together = simulate(make_workload((0, 20, 1, "tight"), (0, 10, 1, "tight")), setup)
