@@ -4,10 +4,12 @@ Random steps that the profile has not seen (levels mixed, prefill chunks, ragged
 decoder, each once, in random order. Every step is predicted with what the correction has learned from those before. In
 the second half the machine is made to look half as fast: durations are doubled from then on. Then the same, without
 that, for random batches of images (the shipped ``routed-vit``) and of texts (a BERT of three layers), points mixed.
+What is left to chance is measured beside it: a few hundred of the steps, each run twice in a row.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import tempfile
@@ -33,6 +35,7 @@ from stepwell.serving.profiles import Profile, measure_profile, profile_key
 NUM_WARM = 100
 """Steps that teach the correction before errors count."""
 MAX_TOKENS = 512
+NUM_REPEATED = 300
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,18 @@ def run_trials(runner: Trials, model: StepCostModel, trials: Sequence[Sequence[A
         timed.append(Timed(step_kind(slices), model.raw_s(slices), actual_s, error, covered))
         model.expect(slices)(actual_s)
     return timed
+
+
+def repeated(runner: Trials, trials: Sequence[Sequence[Any]]) -> float:
+    """Median of how much longer or shorter a step takes when it is run again at once, relative."""
+
+    def seconds(trial: Sequence[Any]) -> float:
+        with runner.prepared(trial) as run:
+            start = time.perf_counter()
+            run()
+            return time.perf_counter() - start
+
+    return statistics.median([abs(seconds(trial) / seconds(trial) - 1.0) for trial in trials])
 
 
 def recovery_steps(timed: Sequence[Timed], slow_from: int) -> int:
@@ -160,6 +175,7 @@ def main() -> None:
     slow_from = len(trials) // 2
     timed = run_trials(runner, profile.cost_model(loaded.ladders), trials, slow_from)
     steps = recovery_steps(timed, slow_from)
+    chance = repeated(runner, trials[:NUM_REPEATED])
     rows = rows_of(timed[NUM_WARM:slow_from], "steady")
     rows += rows_of(timed[slow_from + 50 :], "from 50 steps after a slow-down to half speed")
     rows += one_shot_rows(options.batches, rng)
@@ -171,7 +187,8 @@ def main() -> None:
         f"Measuring the profile took {profile.measured_in_s:.1f} s. Each step runs once, with whatever else the "
         "machine does. Errors are those of the median as corrected before the step. The slow-down is made by doubling "
         "durations in mid-run; predictions had followed it (median error of ten steps below 25 %) after "
-        f"{steps} steps.",
+        f"{steps} steps. A step run again at once takes {chance:.1%} longer or shorter (median): if both runs are off "
+        f"alike, nothing that is known before it can predict it to less than {chance / math.sqrt(2.0):.1%}.",
         options.save,
     )
 

@@ -118,7 +118,7 @@ class Calm(NamedTuple):
             return None
         due_s = (1.0 - (self.offset - generated)) * self.period_s - now
         dues: list[float] = due_s.tolist()
-        worst_slowness = max(correction.upper("decode"), correction.upper("mixed"))
+        worst_slowness = max(correction.next_upper("decode"), correction.next_upper("mixed"))
         limit_s = min([due for due in dues if due > LATE_S], default=math.inf) * GUARD / worst_slowness
         limit_s = min(limit_s, longest_s(self.prices, len(requests), slowness))
         if self.step_s > limit_s or math.inf in dues:

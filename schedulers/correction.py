@@ -1,9 +1,12 @@
 """The running ratio of actual to predicted durations of steps, with its spread.
 
-Kept for each kind of step: a window of recent ratios, from which median and 90th percentile are read. A machine that
-suddenly slows down (a neighbour, a lower clock) makes nearly all ratios of a short run fall outside what the window
-knows; then the older ratios are scaled to the new centre and all but the newest of them dropped. So the centre moves at
-once, and the spread, which takes many samples to learn, is kept.
+Kept for each kind of step: a window of recent ratios, from which median and 90th percentile are read. Steps deviate
+from these together: who shares the machine slows down a few in a row, of both kinds. So the next step is expected to
+be off as the last few were, as far as that has been so (:class:`_Moment`); of what lies further ahead it says nothing.
+
+A machine that suddenly slows down (a neighbour, a lower clock) makes nearly all ratios of a short run fall outside what
+the window knows; then the older ratios are scaled to the new centre and all but the newest of them dropped. So the
+centre moves at once, and the spread, which takes many samples to learn, is kept.
 """
 
 from __future__ import annotations
@@ -33,6 +36,14 @@ FADE = 0.97
 """By how much less a step counts than the one after it when kinds are weighed."""
 PAUSE = 2.0
 """Of the 90th percentile: what took longer was a pause, which counts as so long in the mean."""
+NEWEST = 0.3
+"""Weight of the newest step in how far off the last few were ..."""
+MOST_OFF = 0.4
+"""... and how far off, as a logarithm, it counts at most: a pause says nothing of the next step."""
+CARRIED_FADE = 0.98
+"""By how much less a step counts than the one after it when it is learned how much of that to carry over ..."""
+CARRIED_DOUBT = 0.05
+"""... and the sum of squares that speaks against carrying anything over, before any are known."""
 LEAST_OWN = 0.25
 """Of a step, its own part at least."""
 PRIOR_SPREAD = 0.15
@@ -78,6 +89,7 @@ class OnlineCorrection:
         """Of the recent steps of each kind."""
         self.overall = Spread(self._unknown.mean, self._unknown.upper)
         """Of all kinds, each as far as time was spent on it lately."""
+        self._moment = _Moment()
 
     def median(self, kind: str) -> float:
         """Median of actual over raw seconds of recent steps; 1 before any."""
@@ -91,13 +103,21 @@ class OnlineCorrection:
         """90th percentile of the same; before any, what a usual spread makes of 1."""
         return self._tracks.get(kind, self._unknown).upper
 
+    def next_median(self, kind: str) -> float:
+        """Of the next step, if it is of this kind."""
+        return self.median(kind) * self._moment.factor
+
+    def next_upper(self, kind: str) -> float:
+        """The 90th percentile of the same."""
+        return self.upper(kind) * self._moment.factor
+
     def error(self, kind: str) -> float:
-        """Median of |actual / predicted - 1| of recent steps, each predicted with the median as it was before the step;
-        NaN before any."""
+        """Median of |actual / predicted - 1| of recent steps, each predicted with ``next_median`` as it was before the
+        step; NaN before any."""
         return self._tracks.get(kind, self._unknown).error
 
     def coverage(self, kind: str) -> float:
-        """Share of recent steps that took no longer than the 90th percentile as it was before them; NaN before any."""
+        """Share of recent steps that took no longer than ``next_upper`` as it was before them; NaN before any."""
         return self._tracks.get(kind, self._unknown).coverage
 
     def observe(
@@ -111,8 +131,12 @@ class OnlineCorrection:
         if raw_s > 0.0 and 0.0 < actual_s < math.inf:
             if kind not in self._tracks:
                 self._tracks[kind] = _Track()
-            own_s = max(actual_s - lost_s, LEAST_OWN * actual_s)
-            self._tracks[kind].add(own_s / raw_s, (actual_s - foreseen_lost_s) / raw_s)
+            track, ratio = self._tracks[kind], max(actual_s - lost_s, LEAST_OWN * actual_s) / raw_s
+            off = ratio / track.median
+            if track.add(ratio, (actual_s - foreseen_lost_s) / (raw_s * self._moment.factor)):
+                self._moment.forget()
+            else:
+                self._moment.add(off)
             self._raw_s = {known: FADE * sum_s for known, sum_s in self._raw_s.items()}
             self._raw_s[kind] = self._raw_s.get(kind, 0.0) + raw_s
             self.overall = self._over_all_kinds()
@@ -122,6 +146,30 @@ class OnlineCorrection:
         shares = [(self._tracks[kind], raw_s / all_s) for kind, raw_s in self._raw_s.items()]
         means, uppers = [track.mean * s for track, s in shares], [track.upper * s for track, s in shares]
         return Spread(sum(means, 0.0), sum(uppers, 0.0))
+
+
+class _Moment:
+    """By how much steps are off lately, and how much of that the next one will be: as much as others have been."""
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+        """Of the next step."""
+        self._off = 0.0
+        """Of the last few, as a logarithm."""
+        self._together, self._squares = 0.0, CARRIED_DOUBT
+        """Of that and what the step after was off: sums of products and of squares, whose ratio is the slope."""
+
+    def add(self, ratio: float) -> None:
+        """Of actual to expected seconds of a step; of the latter without this factor."""
+        off = min(max(math.log(ratio), -MOST_OFF), MOST_OFF)
+        self._together = CARRIED_FADE * self._together + self._off * off
+        self._squares = CARRIED_FADE * (self._squares - CARRIED_DOUBT) + CARRIED_DOUBT + self._off * self._off
+        self._off += NEWEST * (off - self._off)
+        self.factor = math.exp(self._off * min(max(self._together / self._squares, 0.0), 1.0))
+
+    def forget(self) -> None:
+        """What is expected has changed."""
+        self._off, self.factor = 0.0, 1.0
 
 
 class _Track:
@@ -140,20 +188,21 @@ class _Track:
         self.median, self.mean, self.upper = 1.0, 1.0, quantile(self._ranked, 0.9)
         self.error = self.coverage = math.nan
 
-    def add(self, ratio: float, scored: float) -> None:
-        """``scored``: the ratio by which the prediction is judged."""
+    def add(self, ratio: float, scored: float) -> bool:
+        """Whether the centre has moved at once. ``scored``: the ratio by which the prediction is judged."""
         self._score(scored)
         self._num_seen += 1
         self._ratios.append(ratio)
         insort(self._ranked, ratio)
         if len(self._ratios) > WINDOW:
             _remove(self._ranked, self._ratios.popleft())
-        if self._num_seen <= RECENT or self._has_changed():
+        if has_moved := self._num_seen <= RECENT or self._has_changed():
             self._recentre()
         self.median, self.upper = quantile(self._ranked, 0.5), quantile(self._ranked, 0.9)
         most = PAUSE * self.upper
         beyond = [ratio - most for ratio in self._above(most)]
         self.mean = (sum(self._ranked, 0.0) - sum(beyond, 0.0)) / len(self._ranked)
+        return has_moved
 
     def _above(self, ratio: float) -> list[float]:
         return self._ranked[bisect_left(self._ranked, ratio) :]

@@ -152,11 +152,11 @@ class StepCostModel:
 
     def predict_s(self, slices: Sequence[Slice]) -> float:
         """Median of the duration of a step that runs ``slices``, corrected by what was observed lately."""
-        return self.raw_s(slices) * self.correction.median(step_kind(slices))
+        return self.raw_s(slices) * self.correction.next_median(step_kind(slices))
 
     def promise_s(self, slices: Sequence[Slice]) -> float:
         """The 90th percentile of the same: what promises are made from."""
-        return self.raw_s(slices) * self.correction.upper(step_kind(slices))
+        return self.raw_s(slices) * self.correction.next_upper(step_kind(slices))
 
     def raw_s(self, slices: Sequence[Slice]) -> float:
         """As measured by the profiler, without correction."""
@@ -210,7 +210,7 @@ class StepCostModel:
         """``predict_s`` and ``expect`` at once. ``now``: when the step begins, and the calls that come in it count."""
         kind, raw_s = step_kind(slices), self.raw_s(slices)
         self._foreseen = slices, raw_s
-        usual_s = raw_s * self.correction.median(kind)
+        usual_s = raw_s * self.correction.next_median(kind)
         self.foreseen_lost_s = lost_s = 0.0 if now is None else self.toll.lost_s(now, now + usual_s)
         if now is None:
             return usual_s, partial(self.correction.observe, kind, raw_s)

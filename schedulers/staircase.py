@@ -128,7 +128,7 @@ class _Situation:
         self._clock_s, self._outlook, self.line, self._model, self._limits = clock_s, outlook, line, model, limits
         correction = model.correction
         self._slowness = correction.overall.mean
-        self._worst_slowness = max(correction.upper("decode"), correction.upper("mixed"))
+        self._worst_slowness = max(correction.next_upper("decode"), correction.next_upper("mixed"))
         self._prices = price_lists.of(model, outlook.requests)
         prices = self._prices
         spans = [(i, *prices.span(outlook.requests[i])) for i in outlook.roll.limited(len(prices.points))]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwell.schedulers.correction import WINDOW, OnlineCorrection, quantile
+from stepwell.schedulers.correction import MOST_OFF, NEWEST, WINDOW, OnlineCorrection, quantile
 
 
 def lognormal(rng: random.Random, spread: float, outliers: float) -> Iterator[float]:
@@ -99,11 +100,50 @@ def test_error_and_coverage_are_those_of_the_predictions_made() -> None:
     errors, hits = [], []
     for _ in range(WINDOW + 70):
         ratio = rng.uniform(0.8, 1.4)
-        errors.append(abs(ratio / correction.median("decode") - 1.0))
-        hits.append(ratio <= correction.upper("decode"))
+        errors.append(abs(ratio / correction.next_median("decode") - 1.0))
+        hits.append(ratio <= correction.next_upper("decode"))
         correction.observe("decode", 2.0, 2.0 * ratio)
-    assert correction.error("decode") == sorted(errors[-WINDOW:])[WINDOW // 2]
+    assert correction.error("decode") == pytest.approx(sorted(errors[-WINDOW:])[WINDOW // 2])
     assert correction.coverage("decode") == sum(hits[-WINDOW:]) / WINDOW
+
+
+def errors_of(persistence: float, seed: int) -> tuple[float, float, float]:
+    """Median errors of the next step by ``next_median`` and by ``median``, and the share within ``next_upper``, on a
+    machine whose steps are off by so much of what the one before was off, and by something of their own."""
+    correction, rng = OnlineCorrection(), random.Random(seed)
+    off, mine, plain, hits = 0.0, [], [], []
+    for number in range(1200):
+        off = persistence * off + math.sqrt(1.0 - persistence**2) * rng.gauss(0.0, 0.2)
+        kind, ratio = rng.choice(("decode", "mixed")), math.exp(off)
+        if number >= 200:
+            mine.append(abs(ratio / correction.next_median(kind) - 1.0))
+            plain.append(abs(ratio / correction.median(kind) - 1.0))
+            hits.append(ratio <= correction.next_upper(kind))
+        correction.observe(kind, 1.0, ratio)
+    return statistics.median(mine), statistics.median(plain), statistics.mean(hits)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_lasts_for_a_few_steps_is_carried_over_to_the_next_of_either_kind(seed: int) -> None:
+    mine, plain, covered = errors_of(0.9, seed)
+    assert mine < 0.75 * plain
+    assert 0.85 <= covered <= 0.97
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_lasts_for_one_step_only_is_not(seed: int) -> None:
+    mine, plain, covered = errors_of(0.0, seed)
+    assert mine < 1.08 * plain
+    assert 0.85 <= covered <= 0.95
+
+
+def test_a_pause_says_little_of_the_next_step() -> None:
+    correction = OnlineCorrection()
+    for number in range(200):
+        correction.observe("decode", 1.0, 1.2 if number // 10 % 2 else 1.0)
+    before = correction.next_median("decode")
+    correction.observe("decode", 1.0, 50.0)
+    assert before < correction.next_median("decode") < before * math.exp(NEWEST * 2 * MOST_OFF)
 
 
 @pytest.mark.parametrize(("raw_s", "actual_s"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (1.0, math.inf), (1.0, math.nan)])
