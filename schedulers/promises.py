@@ -60,7 +60,7 @@ class Promises(Admission):
 
     def admit(self, now: float, request: Request) -> Drop | None:
         """See :class:`~stepwell.schedulers.admission.Admission`."""
-        self._model.toll.call_came(now)
+        self._model.toll.calls_came(now)
         if request.prompt_due_s == math.inf and request.slo.tpot_s == math.inf:
             self.count(request)
             return None

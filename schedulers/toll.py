@@ -28,7 +28,7 @@ DOUBT = 16.0
 
 
 class Toll:
-    """``call_came`` is for one thread at a time, ``learn`` for the engine's; everything else may be read from any."""
+    """``calls_came`` is for one thread at a time, ``learn`` for the engine's; everything else may be read from any."""
 
     def __init__(self) -> None:
         self.call_s = 0.0
@@ -37,12 +37,12 @@ class Toll:
         """Of calls, ascending. Grown in place, shortened by a new list: a reader keeps the one it has."""
         self._taken_s, self._num = 0.0, DOUBT
 
-    def call_came(self, now: float) -> None:
+    def calls_came(self, now: float, number: int = 1) -> None:
         """Somebody asks, whatever the answer."""
         times = self._times
         if times and times[0] < now - 2 * HORIZON_S:
             times = self._times = times[bisect_right(times, now - HORIZON_S) :]
-        times.append(now)
+        times += [now] * number
 
     def lost_s(self, now: float, until_s: float) -> float:
         """Time that calls are expected to take from now on until then; 0 for ever."""

@@ -214,6 +214,7 @@ class DataPlane:
             refusal, slo_class = verdict
             served.statistics.request_refused(now - came_s)
             self._metrics.refused(served.name, slo_class, refusal.reason)
+            served.hosted.host.turned_away()
             raise refusal
 
     async def _refuse_as_before(

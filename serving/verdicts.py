@@ -23,7 +23,8 @@ from stepwell.serving.slo import METADATA_PREFIX, SLO_METADATA
 HOLD_S = 0.05
 """The longest that a refusal holds, however long a step takes."""
 CERTAIN = 0.5
-"""Of the time that was missing, how much later another may be due: demand is checked at instants, which shift."""
+"""Of the time that was missing, how much later another may be due: demand is checked at instants, which shift, and the
+calls that are expected to come meanwhile may get fewer."""
 WAIT_S = 0.01
 """The longest that a call waits for the answer to another before it asks itself: more than an engine takes to answer
 (under 1 ms, unless the machine is full), and little beside what clients ask for."""

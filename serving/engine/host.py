@@ -36,6 +36,9 @@ class EngineHost(Protocol):
     def answer_took(self, seconds: float) -> None:
         """An answer was so long under way from the engine to its reader; on the event loop."""
 
+    def turned_away(self) -> None:
+        """A call was refused without asking the engine, which plans with the time that it took; on the event loop."""
+
     @property
     def num_waiting(self) -> int:
         """Requests that wait."""

@@ -37,6 +37,9 @@ class ThreadHost:
     def answer_took(self, seconds: float) -> None:
         self._answer_way.observe([seconds])
 
+    def turned_away(self) -> None:
+        self._toll.calls_came(self.engine.now())
+
     @property
     def num_waiting(self) -> int:
         return self.engine.num_waiting

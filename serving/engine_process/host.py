@@ -31,7 +31,7 @@ from stepwell.serving.hosted import HostedModel
 END_S = 10.0
 """For a process that has been told to end, beyond the time it may drain; then it is killed."""
 REPORT_EVERY = 8
-"""Answers after which the engine is told how long they were under way."""
+"""Answers after which the engine is told how long they were under way; and calls, that they were turned away."""
 GATHER_S = 0.001
 """While requests come faster than this one after the other, they go to the engine together."""
 _RECEIVE_BYTES = 1 << 16
@@ -141,6 +141,7 @@ class ProcessHost(asyncio.Protocol):
         self._prediction: dict[str, tuple[float, float, float]] = {}
         self._outgoing: list[bytes] = []
         self._ways_s: list[float] = []
+        self._num_turned_away = 0
         self._flushed_s = -math.inf
         self._stopping = False
         self._ended = threading.Event()
@@ -190,6 +191,13 @@ class ProcessHost(asyncio.Protocol):
         if len(self._ways_s) >= REPORT_EVERY and not self._ended.is_set():
             ways_s, self._ways_s = self._ways_s, []
             self._send(m.pack(m.DELIVERED, ways_s))
+
+    def turned_away(self) -> None:
+        """See the protocol."""
+        self._num_turned_away += 1
+        if self._num_turned_away >= REPORT_EVERY and not self._ended.is_set():
+            number, self._num_turned_away = self._num_turned_away, 0
+            self._send(m.pack(m.TURNED_AWAY, number))
 
     def _send(self, message: bytes) -> None:
         """Together with all else of this turn of the event loop, and of the next millisecond if something was sent in

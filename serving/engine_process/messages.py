@@ -1,8 +1,8 @@
 """What server and engine process say to each other, as msgpack: a stream of lists, the first item says of what kind.
 
-Server to engine: OPEN, then any number of SUBMIT, CANCEL and DELIVERED, then STOP. Engine to server: OPENED or FAILED,
-then ANSWER to every SUBMIT, and EVENTS. The end of the stream means that the other side is gone. Both sides are of one
-release and one machine: times are on its monotonic clock.
+Server to engine: OPEN, then any number of SUBMIT, CANCEL, DELIVERED and TURNED_AWAY, then STOP. Engine to server:
+OPENED or FAILED, then ANSWER to every SUBMIT, and EVENTS. The end of the stream means that the other side is gone. Both
+sides are of one release and one machine: times are on its monotonic clock.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from stepwell.serving.engine.observer import StepObservation
 from stepwell.serving.engine.step import ItemResult
 from stepwell.serving.errors import RefusedError, RequestError, Status
 
-OPEN, SUBMIT, CANCEL, STOP, OPENED, FAILED, ANSWER, EVENTS, DELIVERED = range(9)
+OPEN, SUBMIT, CANCEL, STOP, OPENED, FAILED, ANSWER, EVENTS, DELIVERED, TURNED_AWAY = range(10)
 """OPEN, settings; SUBMIT, job; CANCEL, request id; STOP, seconds to drain; DELIVERED, how long answers were under way;
-OPENED; FAILED, why;
+TURNED_AWAY, number of calls that were refused unasked; OPENED; FAILED, why;
 ANSWER, request id, refusal or None; EVENTS, tokens, whole answers, ends, step or None, gauges."""
 _TOKEN_IDS = "i"
 _slo_fields = attrgetter(*[field.name for field in fields(SLO)])

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from stepwell.schedulers.answer_way import AnswerWay
 from stepwell.schedulers.correction import KINDS
 from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.request import OperatingPoint, Request
@@ -106,7 +105,7 @@ class Worker:
         assert not others, "the server waits for the engine to be open"
         if (opened := self._open(settings)) is None:
             return
-        engine, points, loop, answer_way = opened
+        engine, points, loop, cost_model = opened
         loop.start()
         self._send(m.pack(m.OPENED))
         while received := self._receive():
@@ -117,7 +116,9 @@ class Worker:
                 elif kind == m.CANCEL:
                     engine.cancel(*content)
                 elif kind == m.DELIVERED:
-                    answer_way.observe(*content)
+                    cost_model.answer_way.observe(*content)
+                elif kind == m.TURNED_AWAY:
+                    cost_model.toll.calls_came(engine.now(), *content)
                 elif kind == m.STOP:
                     threading.Thread(target=self._stop, args=(loop, *content), daemon=True).start()
             if answers:
@@ -126,7 +127,7 @@ class Worker:
 
     def _open(
         self, settings: Mapping[str, Any]
-    ) -> tuple[Engine, Mapping[str, OperatingPoint], EngineLoop, AnswerWay] | None:
+    ) -> tuple[Engine, Mapping[str, OperatingPoint], EngineLoop, StepCostModel] | None:
         logging.basicConfig(level=settings["log_level"], format=settings["log_format"])
         if settings["threads"]:
             torch.set_num_threads(settings["threads"])
@@ -143,7 +144,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         loop = EngineLoop(opened.engine, nice=settings["nice"])
-        return opened.engine, opened.points, loop, opened.cost_model.answer_way
+        return opened.engine, opened.points, loop, opened.cost_model
 
     def _submit(self, engine: Engine, points: Mapping[str, OperatingPoint], packed: m.Packed) -> bytes:
         job = m.to_job(packed, points)

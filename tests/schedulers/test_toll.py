@@ -28,7 +28,7 @@ def serve(toll: Toll, true_s: float, num_steps: int, *, slow_share: float = 0.0,
         begin_s, own_s = now, STEP_S * rng.lognormvariate(0.0, 0.1) * (3.0 if rng.random() < slow_share else 1.0)
         now += own_s
         while next_s < now:
-            toll.call_came(next_s)
+            toll.calls_came(next_s)
             now += true_s
             next_s += rng.expovariate(RATE)
         toll.learn(begin_s, STEP_S * (1.0 + 2.0 * slow_share), now - begin_s)
@@ -59,7 +59,7 @@ def test_nothing_is_learned_from_steps_without_calls_or_beyond_what_calls_can_ta
     toll.learn(0.0, 0.01, 5.0)
     assert toll.call_s == 0.0
     for number in range(300):
-        toll.call_came(number + 0.005)
+        toll.calls_came(number + 0.005)
         toll.learn(number, 0.01, 0.9)
     assert 0.8 * MOST_S < toll.call_s <= MOST_S
 
@@ -68,7 +68,7 @@ def known(times_s: Sequence[float], call_s: float = 0.001) -> Toll:
     toll = Toll()
     toll.call_s = call_s
     for time_s in times_s:
-        toll.call_came(time_s)
+        toll.calls_came(time_s)
     return toll
 
 
@@ -104,7 +104,7 @@ def test_the_pace_is_learned_from_what_calls_leave_of_a_step(make) -> None:
     for _ in range(200):
         _, learn = model.foresee(slices, now)
         for _ in range(3):
-            model.toll.call_came(now + own_s / 2)
+            model.toll.calls_came(now + own_s / 2)
         learn(own_s + 3 * 0.001)
         now += own_s + 3 * 0.001
     assert own_s == pytest.approx(0.005)
@@ -119,7 +119,7 @@ def test_less_is_promised_while_calls_come(make) -> None:
         model = make.model(row_s=0.0004)
         model.toll.call_s = call_s
         for number in range(20):
-            model.toll.call_came(-0.09 + number * 0.0045)
+            model.toll.calls_came(-0.09 + number * 0.0045)
         admission = Staircase(Limits()).admission(0.0, [], [make.decoding()], model)
         request = make.request(prompt_tokens=500, max_tokens=1, ttft_s=0.09)
         assert (admission.admit(0.0, request) is None) == fits
@@ -131,7 +131,7 @@ def test_levels_go_down_while_calls_come(make) -> None:
         model, request = make.model(), make.request(prompt_tokens=8, max_tokens=1, ttft_s=0.1, may_switch=True)
         model.toll.call_s = call_s
         for number in range(20):
-            model.toll.call_came(-0.09 + number * 0.0045)
+            model.toll.calls_came(-0.09 + number * 0.0045)
         plan = Staircase(Limits()).plan(0.0, [request], [], make.capacity(), model)
         return plan.slices[0].point.level
 

@@ -279,6 +279,7 @@ def test_what_was_just_refused_is_not_asked_again(
     assert server.sample("shed_total", reason="hopeless") == 3
     served = server.server.plane.models["tiny"]
     assert served.statistics.fail.count == 3
+    assert len(served.hosted.host._toll._times) == 3, "whoever is turned away takes time, too"
     refusal(1, max_tokens=49)
     assert len(submitted) == 2, "it asks for less"
     refusal(1, max_tokens=49)
