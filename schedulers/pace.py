@@ -23,12 +23,15 @@ from stepwell.schedulers.request import Request
 from stepwell.schedulers.roll import limited
 from stepwell.schedulers.work import CONTEXT, PROMPT, TOKENS, Array, Work, check_times
 
-CALM_SHARE, BUSY_SHARE = 0.6, 0.4
-"""Of the time until something is due, what the work due by then may take at the chosen levels: in an empty house, and
-in a busy one. The rest is for those who have not arrived yet: the more are here, the more are to be expected (Little's
-law), and where they come in bursts, what was put off for quality is due when the burst comes."""
+CALM_SHARE, BUSY_SHARE, CROWDED_SHARE = 0.6, 0.5, 0.3
+"""Of the time until something is due, what the work due by then may take at the chosen levels: in an empty house, in
+a busy one, and in one with a crowd at the door. The rest is for those who have not arrived yet: the more are here, the
+more are to be expected (Little's law), and where they come in bursts, what was put off for quality is due when the
+burst comes."""
 BUSY = 0.25
 """Requests here, as a share of the seats, from which on the house is busy."""
+CROWDING = 0.5
+"""And from which on there is a crowd, which is full with as many more as there are seats."""
 RESERVE_S = 0.01
 """Time kept back besides: steps end when they end, not when something is due."""
 AMPLE_S = 1e9

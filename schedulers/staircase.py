@@ -23,7 +23,16 @@ from stepwell.schedulers.cost_model import StepCostModel
 from stepwell.schedulers.fill import RAISE_FACTOR, STEP_S, StepFill, longest_s
 from stepwell.schedulers.lineup import Lineup
 from stepwell.schedulers.outlook import Outlook
-from stepwell.schedulers.pace import BUSY, BUSY_SHARE, CALM_SHARE, affordable, assign, bill
+from stepwell.schedulers.pace import (
+    BUSY,
+    BUSY_SHARE,
+    CALM_SHARE,
+    CROWDED_SHARE,
+    CROWDING,
+    affordable,
+    assign,
+    bill,
+)
 from stepwell.schedulers.plan import Capacity, CostModel, Drop, DropReason, Limits, StepPlan
 from stepwell.schedulers.priced import Priced
 from stepwell.schedulers.prices import LevelCosts, PriceLists
@@ -200,5 +209,7 @@ class _Situation:
 
 def _share(num_here: int, limits: Limits, prices: LevelCosts) -> float:
     """Of the time until something is due, what is given away now that so many requests are here."""
-    busyness = min(num_here / (BUSY * limits.max_running), 1.0)
-    return (CALM_SHARE + (BUSY_SHARE - CALM_SHARE) * busyness) * prices.stake
+    fullness = num_here / limits.max_running
+    busyness, crowding = min(fullness / BUSY, 1.0), min(max(fullness - CROWDING, 0.0), 1.0)
+    share = CALM_SHARE + (BUSY_SHARE - CALM_SHARE) * busyness + (CROWDED_SHARE - BUSY_SHARE) * crowding
+    return share * prices.stake
