@@ -132,8 +132,8 @@ class _Situation:
         self._prices = price_lists.of(model, outlook.requests)
         prices = self._prices
         spans = [(i, *prices.span(outlook.requests[i])) for i in outlook.roll.limited(len(prices.points))]
-        num_decoding = len(outlook.decoding.indices)
-        self._bill = bill(self._prices, outlook.work, spans, num_decoding, outlook.longest, limits, outlook.has_prompts)
+        num_decoding, self._longest = len(outlook.decoding.indices), outlook.longest if prices.padded else 0
+        self._bill = bill(prices, outlook.work, spans, num_decoding, self._longest, limits, outlook.has_prompts)
 
     def hopeless(self) -> list[Drop]:
         """Drops of those that have never started and cannot be in time any more, even alone and at their smallest
@@ -191,7 +191,7 @@ class _Situation:
         points = self._prices.points if self._bill.levels is None else None
         worst = self._worst_slowness * optimism
         fill = StepFill(
-            self._prices, points, self._limits, room, decoding.num, self._outlook.longest, step_s / optimism, worst
+            self._prices, points, self._limits, room, decoding.num, self._longest, step_s / optimism, worst
         )
         next_due_s = self._outlook.next_due_s
         fill.run(decoding, prompts, next_due_s - self._model.toll.lost_s(self._clock_s, self._clock_s + next_due_s))
