@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from struct import Struct
 from typing import TypeAlias
 
@@ -93,8 +94,13 @@ def check_times(work: Work, after_s: float, at_most: int) -> Array:
     dues = np.concatenate((work[:, PROMPT_DUE_S], work[:, END_S]))
     dues.sort()
     dues = dues[dues.searchsorted(after_s, "right") : dues.searchsorted(math.inf)]
-    if len(dues) <= at_most:
-        return dues
-    early, late = dues[: at_most // 2], dues[at_most // 2 :]
-    stride = -(-len(late) // (at_most - at_most // 2))
-    return np.concatenate((early, late[(len(late) - 1) % stride :: stride]))
+    return dues.take(_checked(len(dues), at_most)) if len(dues) > at_most else dues
+
+
+@lru_cache(maxsize=1024)
+def _checked(num: int, at_most: int) -> npt.NDArray[np.intp]:
+    """Which of so many times, more than ``at_most``. Not to be changed."""
+    num_early = at_most // 2
+    num_late = num - num_early
+    stride = -(-num_late // (at_most - num_early))
+    return np.array([*range(num_early), *range(num_early + (num_late - 1) % stride, num, stride)], np.intp)
