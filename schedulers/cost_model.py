@@ -276,8 +276,10 @@ class _Tally:
     @property
     def num_used(self) -> int:
         """Levels up to the highest at which anything runs."""
-        rows = self.rows
-        return max([level for level, num_tokens in enumerate(rows, 1) if num_tokens], default=0)
+        rows, num = self.rows, len(self.rows)
+        while num and not rows[num - 1]:
+            num -= 1
+        return num
 
     def attention_s(self) -> float:
         """Of all of it; the units and what a step costs once come on top."""

@@ -93,11 +93,10 @@ class Roll:
         return np.array([r.max_tokens for r in self.requests], np.float64)
 
     @cached_property
-    def waiting_work(self) -> list[tuple[float, float, float]]:
+    def waiting_work(self) -> tuple[list[float], list[float], list[float]]:
         """Of each that waits: when its prompt is due, tokens to be generated after that, when they are due."""
         columns = self._rows[self.num_running :].T
-        lists = columns[PROMPT_DUE_S].tolist(), columns[TOKENS].tolist(), columns[END_S].tolist()
-        return list(zip(*lists, strict=True))
+        return columns[PROMPT_DUE_S].tolist(), columns[TOKENS].tolist(), columns[END_S].tolist()
 
     def is_of(self, requests: Sequence[Request], generated: Sequence[int]) -> bool:
         """Whether it is the one of these."""

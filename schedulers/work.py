@@ -32,6 +32,7 @@ A_TOKEN: Array = np.array([0.0, 0.0, -1.0, 0.0, -1.0, 0.0, 0.5, 0.0])
 """What a generated token changes in the row of a request that decodes. (Where ``RATE`` is 0, ``OFFSET`` may be anything
 up to 0.)"""
 
+_DUES = np.array([PROMPT_DUE_S, END_S])
 _ROW = Struct(f"{NUM_COLUMNS}d")
 
 
@@ -91,7 +92,7 @@ def check_times(work: Work, after_s: float, at_most: int) -> Array:
 
     The first half are the earliest; the others are spread evenly over those that follow, with the last.
     """
-    dues = np.concatenate((work[:, PROMPT_DUE_S], work[:, END_S]))
+    dues: Array = work.T.take(_DUES, 0).ravel()
     dues.sort()
     dues = dues[dues.searchsorted(after_s, "right") : dues.searchsorted(math.inf)]
     return dues.take(_checked(len(dues), at_most)) if len(dues) > at_most else dues
