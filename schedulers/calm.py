@@ -21,7 +21,7 @@ from stepwell.schedulers.demand import Demand
 from stepwell.schedulers.fill import GUARD, longest_s
 from stepwell.schedulers.outlook import LATE_S, Outlook
 from stepwell.schedulers.pace import RESERVE_S, Bill
-from stepwell.schedulers.plan import StepPlan, as_slice
+from stepwell.schedulers.plan import StepPlan, newest_tokens
 from stepwell.schedulers.prices import LevelCosts
 from stepwell.schedulers.request import Request
 from stepwell.schedulers.work import END_S, OFFSET, PERIOD_S, Array
@@ -125,7 +125,7 @@ class Calm(NamedTuple):
             return None
         in_order = [requests[i] for i in due_s.argsort(kind="stable").tolist()]
         point = self.prices.points[self.prices.rungs[-1]]
-        slices = list(map(as_slice, zip(in_order, repeat(1), repeat(point), strict=False)))
+        slices = newest_tokens(in_order, repeat(point))
         predicted_s, learn = self.model.foresee(slices)
         return StepPlan(slices, (), predicted_s, learn) if predicted_s <= limit_s * slowness else None
 

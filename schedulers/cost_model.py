@@ -70,7 +70,7 @@ def chunk_pairs(start: int, num_tokens: int) -> int:
 
 def step_kind(slices: Sequence[Slice]) -> Kind:
     """``decode`` if every slice is the newest token of a request that has generated before."""
-    for request, num_tokens, _ in slices:
+    for request, num_tokens, _ in reversed(slices):  # prompts are rarely the most urgent
         if num_tokens != 1 or request.generated_tokens == 0:
             return "mixed"
     return "decode"
@@ -162,32 +162,27 @@ class StepCostModel:
         """As measured by the profiler, without correction."""
         tallies: dict[str, _Tally] = {}
         last, level = None, 0
-        num_outputs, shared_context = 0, self.shared_context
+        num_outputs = 0
         for request, num_tokens, point in slices:
             if point is not last:
                 last, level, name = point, point.level, point.ladder
                 tally = tallies.get(name) or tallies.setdefault(name, _Tally(self.ladders[name]))
-                rows, shared, longest = tally.rows, tally.shared, tally.longest
-                calls, keys, pairs = tally.calls, tally.keys, tally.pairs
+                ends, rows, calls, pairs = tally.ends[level], tally.rows, tally.calls, tally.pairs
             end = request.computed_tokens + num_tokens
             if end >= request.known_tokens:
                 num_outputs += 1
             if level and request.exit_tokens:
                 tally.add_backfill(request, num_tokens, point)
-            rows[level] += num_tokens
-            if num_tokens != 1:
+            if num_tokens == 1:
+                ends.append(end)
+            else:
+                rows[level] += num_tokens
                 calls[level] += 1
                 pairs[level] += num_tokens * (request.reach_tokens or end)  # as in chunk_pairs
-            elif end < shared_context:
-                shared[level] += 1
-                if end > longest[level]:
-                    longest[level] = end
-            else:
-                calls[level] += 1
-                keys[level] += end
         seconds = self.overhead_s + at(self.output_s, num_outputs)
         num_points = 0
         for name, tally in tallies.items():
+            tally.add_ends(self.shared_context)
             num_own = len(tally.rows) - tally.rows.count(0)
             num_points += num_own
             units_s = self._alike_s(name, tally) if num_own == 1 and not tally.backfills else tally.units_s()
@@ -234,6 +229,8 @@ class _Tally:
     def __init__(self, costs: LadderCosts) -> None:
         num_levels = len(costs.split)
         self.costs = costs
+        self.ends: list[list[int]] = [[] for _ in range(num_levels)]
+        """Keys that each of the sequences reads that decode; what follows counts them once they are added."""
         self.rows = [0] * num_levels
         """Tokens that leave at the level."""
         self.backfill = [0] * (num_levels + 1)
@@ -264,11 +261,25 @@ class _Tally:
                 self.pairs[high] += num_kept * context
                 self.pairs[low] -= num_kept * context
 
+    def add_ends(self, shared_context: int) -> None:
+        """Count the sequences that decode."""
+        for level, ends in enumerate(self.ends):
+            if not ends:
+                continue
+            self.rows[level] += len(ends)
+            shared = [end for end in ends if end < shared_context] if shared_context else []
+            if shared:
+                self.shared[level], self.longest[level] = len(shared), max(shared)
+            self.calls[level] += len(ends) - len(shared)
+            self.keys[level] = sum(ends) - sum(shared)
+
     @property
     def num_used(self) -> int:
         """Levels up to the highest at which anything runs."""
-        rows = self.rows
-        return max([level for level, num_tokens in enumerate(rows, 1) if num_tokens], default=0)
+        rows, num = self.rows, len(self.rows)
+        while num and not rows[num - 1]:
+            num -= 1
+        return num
 
     def attention_s(self) -> float:
         """Of all of it; the units and what a step costs once come on top."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import repeat
 
 from stepwell.schedulers.lineup import Candidate, Lineup
-from stepwell.schedulers.plan import Limits, Slice, as_slice
+from stepwell.schedulers.plan import Limits, Slice, as_slice, newest_tokens
 from stepwell.schedulers.prices import LevelCosts, point_at
 from stepwell.schedulers.request import OperatingPoint, Phase, Request
 from stepwell.schedulers.room import Room
@@ -140,7 +139,7 @@ class StepFill:
         at = list(map(point_at, requests, levels)) if points is None else [points[level] for level in levels]
         self._note(decoding.due_s[first])
         self._due_s += decoding.due_s[first:end]
-        self._slices += map(as_slice, zip(requests, repeat(1), at, strict=False))
+        self._slices += newest_tokens(requests, at)
         self._tokens -= end - first
         self._top, self._seconds = max(self._top, top), seconds
         return True

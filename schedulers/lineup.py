@@ -54,6 +54,8 @@ class Lineup(NamedTuple):
 
     def candidates(self, first: int, end: int | None = None) -> list[Candidate]:
         """Those from number ``first`` on, before number ``end``."""
+        if first >= len(self.due_s):
+            return []
         columns = [column[first:end] for column in self]
         return list(map(Candidate._make, zip(*columns, strict=True)))
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from stepwell.schedulers.request import Request
 from stepwell.schedulers.roll import Ledger
@@ -57,8 +56,6 @@ class Outlook:
         """From now, when the next token of somebody who decodes is due; who is late does not count."""
         self.decoding = Dues([], [])
         """Those that can generate a token at once."""
-        self.longest = 0
-        """Tokens of the longest sequence that decodes."""
         if running:
             seats = max(max_running - len(running), 0)
             due_s -= now
@@ -66,40 +63,43 @@ class Outlook:
         self.has_prompts = len(self.requests) > len(self.decoding.indices)
         """Whether anybody has more of a prompt to read."""
 
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that decodes."""
+        return max([self.requests[i].known_tokens for i in self.decoding.indices], default=0)
+
     def _look_at_running(self, due_s: Array, successor_due_s: Array) -> None:
         """``due_s``: when their next tokens are due, from now; those that must make room for successors are due as if
         they had to leave."""
-        requests, reading = self.requests, {*self.reading}
-        dues: list[float] = due_s.tolist()
-        if reading:
-            dues_ahead = [due for i, due in enumerate(dues) if due > LATE_S and i not in reading]
-        else:
-            dues_ahead = [due for due in dues if due > LATE_S]
-        self.next_due_s = min(dues_ahead, default=math.inf)
+        reading, dues = self.reading, due_s.tolist()
+        for i in reading:
+            dues[i] = -math.inf
+        dues_ahead: list[float] = [due for due in dues if due > LATE_S]
+        self.next_due_s = min(dues_ahead) if dues_ahead else math.inf
         if len(successor_due_s):
-            tokens_left = self.work[: self.num_running, TOKENS]
-            self._make_room(due_s, *leaving(self.now, tokens_left, successor_due_s))
+            self._make_room(due_s, successor_due_s)
         if math.inf in dues_ahead:
-            patience_s = [r.patience_s - self.now for r in requests[: self.num_running]]
+            patience_s = [r.patience_s - self.now for r in self.requests[: self.num_running]]
             due_s = np.where(due_s < math.inf, due_s, patience_s)
-        order: list[int] = due_s.argsort(kind="stable").tolist()
-        if reading:
-            order = [i for i in order if i not in reading]
-        self.decoding = Dues(due_s.take(order).tolist(), order)
-        self.longest = max([requests[i].known_tokens for i in order], default=0)
+        for i in reading:
+            due_s[i] = math.inf  # behind those that decode, who all count as due some time
+        order = due_s.argsort(kind="stable")[: len(dues) - len(reading)]
+        self.decoding = Dues(due_s.take(order).tolist(), order.tolist())
 
-    def _make_room(self, due_s: Array, rows: npt.NDArray[np.intp], left_s: Array) -> None:
-        """Hurry those that must leave in ``left_s``: a steady rate until then, unless all is due earlier anyway."""
-        own, leave_s = self.work.take(rows, 0), self.now + left_s
-        hurried = leave_s < own[:, END_S]
-        if np.count_nonzero(hurried) < len(rows):
-            rows, own, left_s, leave_s = rows[hurried], own[hurried], left_s[hurried], leave_s[hurried]
-        tokens = np.maximum(own[:, TOKENS], 1.0)
-        rate = tokens / left_s
-        own[:, RATE], own[:, OFFSET], own[:, END_S] = rate, -self.now * rate, leave_s
-        own[:, PERIOD_S] = period_s = left_s / tokens
-        self.work[rows] = own
-        due_s[rows] = np.minimum(due_s.take(rows), period_s)
+    def _make_room(self, due_s: Array, successor_due_s: Array) -> None:
+        """Hurry those that must leave for successors: a steady rate until then, unless all is due earlier anyway."""
+        own = self.work[: self.num_running].T
+        tokens = own[TOKENS]
+        left_s = leaving(self.now, tokens, successor_due_s)
+        leave_s = left_s + self.now
+        hurried = leave_s < own[END_S]
+        tokens = np.maximum(tokens, 1.0)
+        rate, period_s = tokens / left_s, left_s / tokens
+        np.putmask(own[RATE], hurried, rate)
+        np.putmask(own[OFFSET], hurried, rate * -self.now)
+        np.putmask(own[END_S], hurried, leave_s)
+        np.putmask(own[PERIOD_S], hurried, period_s)
+        np.putmask(due_s, hurried, np.minimum(due_s, period_s))
 
     def prompts(self, max_newcomers: int, max_tokens: int) -> Dues:
         """Prompts that may advance, most urgent first: of half-read ones as many as fill a step, and as many newcomers

@@ -103,7 +103,7 @@ def bill(
         else (at.row_s + fixed_s[:, None] / limits.max_step_tokens)
     )
     prompt_s *= rows
-    prompt_s += at.prompt_s * (rows > 0.0)
+    prompt_s += at.prompt_s * np.minimum(rows, 1.0)
     return Bill(levels, token_s, prompt_s, fixed_s)
 
 
@@ -141,8 +141,10 @@ def affordable(
     if lost_each_s is not None and (lost_s := lost_each_s(times)) is not None:
         have -= lost_s / slowness
     left = have[:, None] - need
-    least = np.minimum.reduce(left).tolist()
-    rung = next((k for k in range(top, -1, -1) if least[k] >= 0.0), -1)
+    least: list[float] = np.minimum.reduce(left).tolist()
+    rung = top
+    while rung >= 0 and least[rung] < 0.0:
+        rung -= 1
     if rung < 0:
         return Pace(0, 0.0, 0.0)
     if rung == top:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import NamedTuple, Protocol
 
 from stepwell.schedulers.request import OperatingPoint, Request
@@ -32,6 +33,11 @@ class Slice(NamedTuple):
 
 as_slice = partial(tuple.__new__, Slice)
 """A slice from its fields in a tuple: what ``Slice._make`` does, in a third of the time."""
+
+
+def newest_tokens(requests: Iterable[Request], points: Iterable[OperatingPoint]) -> list[Slice]:
+    """A slice of each request at its point that computes its newest token."""
+    return list(map(tuple.__new__, repeat(Slice), zip(requests, repeat(1), points, strict=False)))
 
 
 @dataclass(frozen=True)

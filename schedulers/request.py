@@ -205,5 +205,7 @@ class Request:
     @property
     def urgency_s(self) -> float:
         """Sort key, most urgent first: when its next token is due, shifted by its priority class."""
+        if not self.generated_tokens:
+            return self.rank_s
         due_s = self.next_due_s
         return due_s + self.class_shift_s if due_s < math.inf else self.patience_s

@@ -17,7 +17,7 @@ import numpy as np
 
 from stepwell.schedulers.request import Request
 from stepwell.schedulers.work import (
-    A_TOKEN,
+    CONTEXT,
     END_S,
     OFFSET,
     PERIOD_S,
@@ -77,9 +77,10 @@ class Roll:
         self.put_back = [(i, _progress(r)) for i, r in enumerate(waiting, num_running) if r.generated_tokens]
         """Of those that wait, whoever has generated tokens, and how far it is."""
         self._have_begun = [n > 0 for n in generated]
+        self._num_fresh = generated.count(0)
         known = list(zip(running, self._have_begun, strict=True))
         packed = [r.decoding_work if has_begun else r.whole_work for r, has_begun in known]
-        self._rows = table((), packed + [r.whole_work for r in waiting])
+        self._rows: Work = np.asfortranarray(table((), packed + [r.whole_work for r in waiting]))
         for i, _ in self.put_back:
             self._rows[i] = standing(self.requests[i])[1]
         self.odd = {i for i, (r, has_begun) in enumerate(known) if r.first_due_s == math.inf or not has_begun}
@@ -92,27 +93,25 @@ class Roll:
         return np.array([r.max_tokens for r in self.requests], np.float64)
 
     @cached_property
-    def waiting_work(self) -> list[tuple[float, float, float]]:
+    def waiting_work(self) -> tuple[list[float], list[float], list[float]]:
         """Of each that waits: when its prompt is due, tokens to be generated after that, when they are due."""
         columns = self._rows[self.num_running :].T
-        lists = columns[PROMPT_DUE_S].tolist(), columns[TOKENS].tolist(), columns[END_S].tolist()
-        return list(zip(*lists, strict=True))
+        return columns[PROMPT_DUE_S].tolist(), columns[TOKENS].tolist(), columns[END_S].tolist()
 
     def is_of(self, requests: Sequence[Request], generated: Sequence[int]) -> bool:
         """Whether it is the one of these."""
         return (
             len(generated) == self.num_running
             and requests == self.requests
-            and [n > 0 for n in generated] == self._have_begun
+            and generated.count(0) == self._num_fresh  # nobody's tokens are taken back
             and self.put_back == [(i, _progress(requests[i])) for i, _ in self.put_back]
         )
 
     def left(self, generated: Sequence[int]) -> WorkLeft:
         """What is left to do, now that those that run have generated so many tokens."""
-        running, work = self.requests[: self.num_running], self._rows.copy()
+        running, work = self.requests[: self.num_running], self._rows.copy("F")
         own = work[: self.num_running]
-        own += np.array(generated, np.float64)[:, None] * A_TOKEN
-        due_s: Array = (1.0 - own[:, OFFSET]) * own[:, PERIOD_S]
+        due_s = _move_on(own.T, np.array(generated, np.float64))
         reading = [i for i, r in enumerate(running) if r.known_tokens - r.computed_tokens != 1]
         for i in self.odd.union(reading):
             request = running[i]
@@ -127,6 +126,17 @@ class Roll:
         if self._limited[0] != num_levels:
             self._limited = num_levels, limited(self.requests, num_levels, self.num_running)
         return self._limited[1]
+
+
+def _move_on(columns: Work, generated: Array) -> Array:
+    """Take tokens that each has generated off the columns of its row, as :data:`A_TOKEN` says. Returns when the next
+    one of each is due."""
+    offset, context = columns[OFFSET], columns[CONTEXT]
+    columns[TOKENS] -= generated
+    offset -= generated
+    context += 0.5 * generated
+    due_s: Array = (1.0 - offset) * columns[PERIOD_S]
+    return due_s
 
 
 def work_left(running: Sequence[Request], waiting: Sequence[Request]) -> WorkLeft:

@@ -141,8 +141,8 @@ class _Situation:
         self._prices = price_lists.of(model, outlook.requests)
         prices = self._prices
         spans = [(i, *prices.span(outlook.requests[i])) for i in outlook.roll.limited(len(prices.points))]
-        num_decoding = len(outlook.decoding.indices)
-        self._bill = bill(self._prices, outlook.work, spans, num_decoding, outlook.longest, limits, outlook.has_prompts)
+        num_decoding, self._longest = len(outlook.decoding.indices), outlook.longest if prices.padded else 0
+        self._bill = bill(prices, outlook.work, spans, num_decoding, self._longest, limits, outlook.has_prompts)
 
     def hopeless(self) -> list[Drop]:
         """Drops of those that have never started and cannot be in time any more, even alone and at their smallest
@@ -153,12 +153,11 @@ class _Situation:
         now, waiting, fixed_s = outlook.now, slice(outlook.num_running, outlook.num_exact), charged.fixed_s.item(0)
         prompts_s, tokens_s = charged.prompt_s[0, waiting].tolist(), charged.token_s[0, waiting].tolist()
         late = []
-        for i, (prompt_s, token_s, (prompt_due_s, tokens, end_s)) in enumerate(
-            zip(prompts_s, tokens_s, outlook.roll.waiting_work, strict=False)
-        ):
+        all_of = zip(self.line, prompts_s, tokens_s, *outlook.roll.waiting_work, strict=False)
+        for request, prompt_s, token_s, prompt_due_s, tokens, end_s in all_of:
             begin_s = now + (prompt_s + fixed_s) * slowness
             if begin_s > prompt_due_s or begin_s + tokens * (token_s + fixed_s) * slowness > end_s:
-                late.append(self.line[i])
+                late.append(request)
         return [Drop(r, DropReason.HOPELESS, STEP_S) for r in late if not r.has_started]
 
     def step(self, capacity: Capacity, drops: Sequence[Drop]) -> StepPlan:
@@ -199,9 +198,7 @@ class _Situation:
         """``optimism``: by how much the exact prediction exceeds the estimates that the step is filled by."""
         points = self._prices.points if self._bill.levels is None else None
         worst = self._worst_slowness * optimism
-        fill = StepFill(
-            self._prices, points, self._limits, room, decoding.num, self._outlook.longest, step_s / optimism, worst
-        )
+        fill = StepFill(self._prices, points, self._limits, room, decoding.num, self._longest, step_s / optimism, worst)
         next_due_s = self._outlook.next_due_s
         fill.run(decoding, prompts, next_due_s - self._model.toll.lost_s(self._clock_s, self._clock_s + next_due_s))
         return fill

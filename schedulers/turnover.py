@@ -7,8 +7,9 @@ on they are planned like anybody with a deadline.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-import numpy.typing as npt
 
 from stepwell.schedulers.work import Array
 
@@ -18,8 +19,8 @@ SOON_S = 0.01
 """Nobody is asked to leave sooner than this."""
 
 
-def leaving(now: float, tokens_left: Array, successor_due_s: Array) -> tuple[npt.NDArray[np.intp], Array]:
-    """Who must leave (indices), and in how many seconds.
+def leaving(now: float, tokens_left: Array, successor_due_s: Array) -> Array:
+    """In how many seconds each must leave; inf = never.
 
     Args:
         now: time.
@@ -27,4 +28,7 @@ def leaving(now: float, tokens_left: Array, successor_due_s: Array) -> tuple[npt
         successor_due_s: when those are due that need their seats, most urgent first and not more; inf = never.
     """
     first = tokens_left.argsort(kind="stable")[: len(successor_due_s)]
-    return first, np.maximum(SHARE * (successor_due_s - now), SOON_S)
+    left_s = np.empty(len(tokens_left))
+    left_s.fill(math.inf)
+    left_s[first] = np.maximum(SHARE * (successor_due_s - now), SOON_S)
+    return left_s

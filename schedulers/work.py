@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from struct import Struct
 from typing import TypeAlias
 
@@ -31,6 +32,7 @@ A_TOKEN: Array = np.array([0.0, 0.0, -1.0, 0.0, -1.0, 0.0, 0.5, 0.0])
 """What a generated token changes in the row of a request that decodes. (Where ``RATE`` is 0, ``OFFSET`` may be anything
 up to 0.)"""
 
+_DUES = np.array([PROMPT_DUE_S, END_S])
 _ROW = Struct(f"{NUM_COLUMNS}d")
 
 
@@ -90,11 +92,16 @@ def check_times(work: Work, after_s: float, at_most: int) -> Array:
 
     The first half are the earliest; the others are spread evenly over those that follow, with the last.
     """
-    dues = np.concatenate((work[:, PROMPT_DUE_S], work[:, END_S]))
+    dues: Array = work.T.take(_DUES, 0).ravel()
     dues.sort()
     dues = dues[dues.searchsorted(after_s, "right") : dues.searchsorted(math.inf)]
-    if len(dues) <= at_most:
-        return dues
-    early, late = dues[: at_most // 2], dues[at_most // 2 :]
-    stride = -(-len(late) // (at_most - at_most // 2))
-    return np.concatenate((early, late[(len(late) - 1) % stride :: stride]))
+    return dues.take(_checked(len(dues), at_most)) if len(dues) > at_most else dues
+
+
+@lru_cache(maxsize=1024)
+def _checked(num: int, at_most: int) -> npt.NDArray[np.intp]:
+    """Which of so many times, more than ``at_most``. Not to be changed."""
+    num_early = at_most // 2
+    num_late = num - num_early
+    stride = -(-num_late // (at_most - num_early))
+    return np.array([*range(num_early), *range(num_early + (num_late - 1) % stride, num, stride)], np.intp)
