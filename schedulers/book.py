@@ -113,6 +113,8 @@ class Book:
         ):
             self._columns[number, :num] = column
         self._work = work
+        self._generate = bool(columns[TOKENS].any())
+        """Whether anybody is to generate tokens after a prompt."""
         self._added_context = self._added_tokens = 0.0
         """Of those that were added."""
         times = check_times(work, now, MAX_CHECKS)
@@ -138,11 +140,11 @@ class Book:
         over_s *= self._fixed_s
         over_s += due_s
         over_s += own_s
-        over_s = self.spread.seconds_each(over_s, self._step_s)
+        counts = own_s + own_steps > 0.0
+        over_s, times = self.spread.seconds_each(over_s[counts], self._step_s), times[counts]
         over_s -= SHARE * times
         if now is not None and (lost_s := self._toll.lost_each_s(now, times)) is not None:
             over_s += lost_s
-        over_s = over_s[own_s + own_steps > 0.0]
         worst_s = np.maximum.reduce(over_s, initial=-math.inf).item() + SHARE * start_s
         seat_s = self._seat_overrun_s(request, start_s)
         if now is not None and seat_s > -math.inf:
@@ -169,6 +171,7 @@ class Book:
         _, prompt_due_s, tokens, rate, offset, _, context, _ = entry.row
         self._columns[:, self._num] = rate, offset, tokens, entry.token_s, prompt_due_s, entry.prompt_s
         self._num += 1
+        self._generate = self._generate or tokens > 0.0
         self._added_context += context
         self._added_tokens += tokens
 
@@ -181,14 +184,18 @@ class Book:
         own = self._instants[:, first:end]
         own[0] = times
         at = own[0, :, None]
-        due = rate * at
-        due += offset
-        np.minimum(due, tokens, out=due)
-        np.maximum(due, 0.0, out=due)
-        np.maximum.reduce(due, axis=1, initial=0.0, out=own[2])
-        np.matmul(due, token_s, out=own[1])
+        due = np.empty((len(times), self._num))
         np.less_equal(prompt_due_s, at, out=due)
-        own[1] += due @ prompt_s
+        np.matmul(due, prompt_s, out=own[1])
+        if self._generate:
+            np.multiply(rate, at, out=due)
+            due += offset
+            np.minimum(due, tokens, out=due)
+            np.maximum(due, 0.0, out=due)
+            np.maximum.reduce(due, axis=1, initial=0.0, out=own[2])
+            own[1] += due @ token_s
+        else:
+            own[2] = 0.0
 
     def _seat_overrun_s(self, request: Request, start_s: float) -> float:
         """The same for the seats: those before it in line must have left, at the pace of a full house."""
