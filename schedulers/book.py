@@ -58,8 +58,8 @@ class Entry(NamedTuple):
     """When something of it is due."""
     due_s: Array
     """[instants of the book, then its own]: seconds of it that are due."""
-    steps: Array
-    """And generated tokens."""
+    steps: Array | None
+    """And generated tokens; None if it generates none after its prompt."""
 
 
 class Book:
@@ -136,11 +136,10 @@ class Book:
         entry = self.entry(request)
         times, due_s, steps = self._instants[:, : self._num_instants + len(entry.instants)]
         own_s, own_steps = entry.due_s, entry.steps
-        over_s = np.maximum(steps, own_steps)
-        over_s *= self._fixed_s
+        over_s = (steps if own_steps is None else np.maximum(steps, own_steps)) * self._fixed_s
         over_s += due_s
         over_s += own_s
-        counts = own_s + own_steps > 0.0
+        counts = (own_s if own_steps is None else own_s + own_steps) > 0.0
         over_s, times = self.spread.seconds_each(over_s[counts], self._step_s), times[counts]
         over_s -= SHARE * times
         if now is not None and (lost_s := self._toll.lost_each_s(now, times)) is not None:
@@ -165,7 +164,8 @@ class Book:
         self._num_instants += len(entry.instants)
         _, due_s, steps = self._instants[:, : self._num_instants]
         due_s += entry.due_s
-        np.maximum(steps, entry.steps, out=steps)
+        if entry.steps is not None:
+            np.maximum(steps, entry.steps, out=steps)
         if self._num == self._columns.shape[1]:
             self._columns = _with_room(self._columns)
         _, prompt_due_s, tokens, rate, offset, _, context, _ = entry.row
@@ -283,12 +283,12 @@ def _priced(
     return row, token_s, prompt_s, [time for time in dues_s if time < math.inf]
 
 
-def _demand_of(row: Row, token_s: float, prompt_s: float, times: Array) -> tuple[Array, Array]:
-    """[times]: seconds of a newcomer that are due, and generated tokens."""
+def _demand_of(row: Row, token_s: float, prompt_s: float, times: Array) -> tuple[Array, Array | None]:
+    """[times]: seconds of a newcomer that are due, and generated tokens, None if there are none to be."""
     _, prompt_due_s, tokens, rate, offset, _, _, _ = row
     own_s: Array = np.multiply(times >= prompt_due_s, prompt_s, dtype=np.float64)
     if not tokens:
-        return own_s, np.zeros(len(times))
+        return own_s, None
     due = times * rate
     due += offset
     np.minimum(due, tokens, out=due)

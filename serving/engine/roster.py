@@ -10,7 +10,6 @@ from stepwell.schedulers.request import OperatingPoint, Request
 from stepwell.serving.engine.entry import Entry
 from stepwell.serving.engine.pages import PageKeeper
 
-
 _request_of = attrgetter("request")
 
 
