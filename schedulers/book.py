@@ -15,7 +15,6 @@ import numpy as np
 
 from stepwell.schedulers.correction import KINDS, Spread
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.demand import Demand
 from stepwell.schedulers.fill import longest_s
 from stepwell.schedulers.pace import MAX_CHECKS, bill, limited_spans
 from stepwell.schedulers.plan import Limits, Slice
@@ -92,7 +91,8 @@ class Book:
         self.unsteadiness = max(correction.upper(kind) / correction.median(kind) for kind in KINDS)
         """The same over its median."""
         begun, fresh, self._put_back_by = _parted(members)
-        self._prices = prices = price_lists.of(model, [*begun, *fresh, first])
+        everybody = [*begun, *fresh, first]
+        self._prices = prices = price_lists.of(model, everybody)
         self._limits = limits
         self._fixed_s = prices.fixed(len(begun) + 1)[0]
         self._step_s = longest_s(prices, len(begun), slowness)
@@ -101,7 +101,7 @@ class Book:
         self._longest = max([r.known_tokens for r in begun], default=0)
         work = work_left(begun, fresh).work
         _move_on(work, begun, ahead)
-        spans = limited_spans([*begun, *fresh], prices, len(begun))
+        spans = limited_spans(everybody[:-1], prices, len(begun))
         charged = bill(prices, work, spans, 1, self._longest, limits, num_rungs=1)
         assert charged.prompt_s is not None
         self._num = num = len(work)
@@ -118,12 +118,11 @@ class Book:
         self._added_context = self._added_tokens = 0.0
         """Of those that were added."""
         times = check_times(work, now, MAX_CHECKS)
-        self._num_instants = len(times)
-        self._instants = np.zeros((3, len(times) + _SPARE))
+        self._num_instants = 0
+        self._instants = np.empty((3, len(times) + _SPARE))
         """Times; seconds due by them, apart from the fixed parts of steps; number of steps."""
-        demand = Demand(work, times)
-        due_s = demand.seconds(charged.token_s, charged.prompt_s)[:, 0]
-        self._instants[:, : len(times)] = times, due_s, demand.num_steps()
+        self._sum_at(times)
+        self._num_instants = len(times)
         self._num_begun = len(begun)
 
     def overrun_s(self, request: Request, start_s: float, now: float | None = None) -> tuple[float, Entry]:
@@ -175,7 +174,7 @@ class Book:
         self._added_context += context
         self._added_tokens += tokens
 
-    def _sum_at(self, times: Sequence[float]) -> None:
+    def _sum_at(self, times: Sequence[float] | Array) -> None:
         """Sums at ``times``, behind the instants that there are."""
         first, end = self._num_instants, self._num_instants + len(times)
         if end > self._instants.shape[1]:

@@ -43,8 +43,8 @@ class Entry(ABC):
     last_token_s: float = field(default=math.nan, init=False)
     worst_lateness_s: float = field(default=-math.inf, init=False)
     cached_tokens: int = field(default=0, init=False)
-    served_at: list[OperatingPoint] = field(default_factory=list, init=False)
-    """Of each generated token, the point that it was served at."""
+    tokens_at: dict[OperatingPoint, int] = field(default_factory=dict, init=False)
+    """Generated tokens by the point that they were served at."""
 
     def __post_init__(self) -> None:
         self.request_id = self.request.request_id

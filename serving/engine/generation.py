@@ -93,7 +93,7 @@ class Generation(Entry):
         request = self.request
         index, point = request.generated_tokens, request.point
         assert point is not None
-        self.served_at.append(point)
+        self.tokens_at[point] = self.tokens_at.get(point, 0) + 1
         if index == 0:
             request.first_token_s = now
         lateness_s = now - request.token_due_s(index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 
 from stepwell.schedulers.request import OperatingPoint, Phase
@@ -16,8 +15,7 @@ def build_report(entry: Entry, finished: bool, now: float) -> Report:
     request, point, best_point = entry.request, entry.request.point, entry.best_point
     waited_s = now - entry.waiting_since_s if request.phase is Phase.WAITING else 0.0
     decoded = request.generated_tokens - 1
-    tokens_at = Counter(entry.served_at)
-    served = tokens_at or ({point: 1} if point else {})
+    served = entry.tokens_at or ({point: 1} if point else {})
     return Report(
         operating_point=point.name if point else "",
         quality=_mean_quality(served),
@@ -33,7 +31,7 @@ def build_report(entry: Entry, finished: bool, now: float) -> Report:
         prompt_tokens=request.prompt_tokens,
         generated_tokens=request.generated_tokens,
         cached_tokens=entry.cached_tokens,
-        tokens_per_level={point.name: count for point, count in tokens_at.items()},
+        tokens_per_level={point.name: count for point, count in entry.tokens_at.items()},
         worst_lateness_ms=_ms(entry.worst_lateness_s),
         preemptions=request.preemptions,
         tokens_kept=entry.kept_tokens,
