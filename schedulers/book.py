@@ -15,7 +15,6 @@ import numpy as np
 
 from stepwell.schedulers.correction import KINDS, Spread
 from stepwell.schedulers.cost_model import StepCostModel
-from stepwell.schedulers.demand import Demand
 from stepwell.schedulers.fill import longest_s
 from stepwell.schedulers.pace import MAX_CHECKS, bill, limited_spans
 from stepwell.schedulers.plan import Limits, Slice
@@ -58,8 +57,8 @@ class Entry(NamedTuple):
     """When something of it is due."""
     due_s: Array
     """[instants of the book, then its own]: seconds of it that are due."""
-    steps: Array
-    """And generated tokens."""
+    steps: Array | None
+    """And generated tokens; None if it generates none after its prompt."""
 
 
 class Book:
@@ -92,7 +91,8 @@ class Book:
         self.unsteadiness = max(correction.upper(kind) / correction.median(kind) for kind in KINDS)
         """The same over its median."""
         begun, fresh, self._put_back_by = _parted(members)
-        self._prices = prices = price_lists.of(model, [*begun, *fresh, first])
+        everybody = [*begun, *fresh, first]
+        self._prices = prices = price_lists.of(model, everybody)
         self._limits = limits
         self._fixed_s = prices.fixed(len(begun) + 1)[0]
         self._step_s = longest_s(prices, len(begun), slowness)
@@ -101,7 +101,7 @@ class Book:
         self._longest = max([r.known_tokens for r in begun], default=0)
         work = work_left(begun, fresh).work
         _move_on(work, begun, ahead)
-        spans = limited_spans([*begun, *fresh], prices, len(begun))
+        spans = limited_spans(everybody[:-1], prices, len(begun))
         charged = bill(prices, work, spans, 1, self._longest, limits, num_rungs=1)
         assert charged.prompt_s is not None
         self._num = num = len(work)
@@ -113,15 +113,16 @@ class Book:
         ):
             self._columns[number, :num] = column
         self._work = work
+        self._generate = bool(columns[TOKENS].any())
+        """Whether anybody is to generate tokens after a prompt."""
         self._added_context = self._added_tokens = 0.0
         """Of those that were added."""
         times = check_times(work, now, MAX_CHECKS)
-        self._num_instants = len(times)
-        self._instants = np.zeros((3, len(times) + _SPARE))
+        self._num_instants = 0
+        self._instants = np.empty((3, len(times) + _SPARE))
         """Times; seconds due by them, apart from the fixed parts of steps; number of steps."""
-        demand = Demand(work, times)
-        due_s = demand.seconds(charged.token_s, charged.prompt_s)[:, 0]
-        self._instants[:, : len(times)] = times, due_s, demand.num_steps()
+        self._sum_at(times)
+        self._num_instants = len(times)
         self._num_begun = len(begun)
 
     def overrun_s(self, request: Request, start_s: float, now: float | None = None) -> tuple[float, Entry]:
@@ -134,15 +135,14 @@ class Book:
         entry = self.entry(request)
         times, due_s, steps = self._instants[:, : self._num_instants + len(entry.instants)]
         own_s, own_steps = entry.due_s, entry.steps
-        over_s = np.maximum(steps, own_steps)
-        over_s *= self._fixed_s
+        over_s = (steps if own_steps is None else np.maximum(steps, own_steps)) * self._fixed_s
         over_s += due_s
         over_s += own_s
-        over_s = self.spread.seconds_each(over_s, self._step_s)
+        counts = (own_s if own_steps is None else own_s + own_steps) > 0.0
+        over_s, times = self.spread.seconds_each(over_s[counts], self._step_s), times[counts]
         over_s -= SHARE * times
         if now is not None and (lost_s := self._toll.lost_each_s(now, times)) is not None:
             over_s += lost_s
-        over_s = over_s[own_s + own_steps > 0.0]
         worst_s = np.maximum.reduce(over_s, initial=-math.inf).item() + SHARE * start_s
         seat_s = self._seat_overrun_s(request, start_s)
         if now is not None and seat_s > -math.inf:
@@ -163,16 +163,18 @@ class Book:
         self._num_instants += len(entry.instants)
         _, due_s, steps = self._instants[:, : self._num_instants]
         due_s += entry.due_s
-        np.maximum(steps, entry.steps, out=steps)
+        if entry.steps is not None:
+            np.maximum(steps, entry.steps, out=steps)
         if self._num == self._columns.shape[1]:
             self._columns = _with_room(self._columns)
         _, prompt_due_s, tokens, rate, offset, _, context, _ = entry.row
         self._columns[:, self._num] = rate, offset, tokens, entry.token_s, prompt_due_s, entry.prompt_s
         self._num += 1
+        self._generate = self._generate or tokens > 0.0
         self._added_context += context
         self._added_tokens += tokens
 
-    def _sum_at(self, times: Sequence[float]) -> None:
+    def _sum_at(self, times: Sequence[float] | Array) -> None:
         """Sums at ``times``, behind the instants that there are."""
         first, end = self._num_instants, self._num_instants + len(times)
         if end > self._instants.shape[1]:
@@ -181,14 +183,18 @@ class Book:
         own = self._instants[:, first:end]
         own[0] = times
         at = own[0, :, None]
-        due = rate * at
-        due += offset
-        np.minimum(due, tokens, out=due)
-        np.maximum(due, 0.0, out=due)
-        np.maximum.reduce(due, axis=1, initial=0.0, out=own[2])
-        np.matmul(due, token_s, out=own[1])
+        due = np.empty((len(times), self._num))
         np.less_equal(prompt_due_s, at, out=due)
-        own[1] += due @ prompt_s
+        np.matmul(due, prompt_s, out=own[1])
+        if self._generate:
+            np.multiply(rate, at, out=due)
+            due += offset
+            np.minimum(due, tokens, out=due)
+            np.maximum(due, 0.0, out=due)
+            np.maximum.reduce(due, axis=1, initial=0.0, out=own[2])
+            own[1] += due @ token_s
+        else:
+            own[2] = 0.0
 
     def _seat_overrun_s(self, request: Request, start_s: float) -> float:
         """The same for the seats: those before it in line must have left, at the pace of a full house."""
@@ -276,12 +282,12 @@ def _priced(
     return row, token_s, prompt_s, [time for time in dues_s if time < math.inf]
 
 
-def _demand_of(row: Row, token_s: float, prompt_s: float, times: Array) -> tuple[Array, Array]:
-    """[times]: seconds of a newcomer that are due, and generated tokens."""
+def _demand_of(row: Row, token_s: float, prompt_s: float, times: Array) -> tuple[Array, Array | None]:
+    """[times]: seconds of a newcomer that are due, and generated tokens, None if there are none to be."""
     _, prompt_due_s, tokens, rate, offset, _, _, _ = row
     own_s: Array = np.multiply(times >= prompt_due_s, prompt_s, dtype=np.float64)
     if not tokens:
-        return own_s, np.zeros(len(times))
+        return own_s, None
     due = times * rate
     due += offset
     np.minimum(due, tokens, out=due)

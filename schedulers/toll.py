@@ -54,10 +54,20 @@ class Toll:
 
     def lost_each_s(self, now: float, until_s: Array) -> Array | None:
         """``lost_s`` of several instants; None if nothing is lost."""
-        if not self._times or not self.call_s or self._times[-1] < now - HORIZON_S:
+        times, call_s = self._times, self.call_s
+        if not times or not call_s or times[-1] < now - HORIZON_S:
             return None
+        num_so_far, lost_s = bisect_right(times, now), []
         instants: list[float] = until_s.tolist()
-        return np.array([self.lost_s(now, instant_s) for instant_s in instants])
+        for instant_s in instants:
+            ahead_s = instant_s - now
+            if 0.0 < ahead_s < math.inf:
+                known_s = ahead_s if ahead_s < HORIZON_S else HORIZON_S
+                num = num_so_far - bisect_right(times, now - known_s, 0, num_so_far)
+                lost_s.append(call_s * num * (ahead_s / known_s))
+            else:
+                lost_s.append(0.0)
+        return np.array(lost_s)
 
     def learn(self, begin_s: float, usual_s: float, actual_s: float) -> float:
         """A step that would have taken ``usual_s`` on average if nobody had come took ``actual_s``. Returns what of

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepwell.serving.engine import endings
 from stepwell.serving.engine.backlog import Backlog
@@ -13,11 +12,10 @@ from stepwell.serving.engine.observer import StepKind, StepObservation
 from stepwell.serving.engine.outbox import Outbox
 from stepwell.serving.engine.pages import PageKeeper
 from stepwell.serving.engine.roster import Roster
-from stepwell.serving.engine.step import ItemStep, Step
+from stepwell.serving.engine.step import SequenceStep, Step
 
 
-@dataclass(frozen=True)
-class RunStep:
+class RunStep(NamedTuple):
     """A step that was run."""
 
     steps: Sequence[Step]
@@ -42,9 +40,9 @@ class Committer:
 
     def commit(self, run: RunStep) -> None:
         """All of it, in the order of the step."""
-        self._backlog.worked(run.seconds)  # before anybody finishes: it is part of what they took
-        gaps: list[tuple[str, float]] = []
         seconds, predicted_s, ended_s = run.seconds, run.predicted_s, run.ended_s
+        self._backlog.worked(seconds)  # before anybody finishes: it is part of what they took
+        gaps: list[tuple[str, float]] = []
         for step in run.steps:
             entry = self._roster.get_running(step.request_id)
             self._advance(entry, step, seconds, predicted_s)
@@ -69,16 +67,16 @@ class Committer:
 
 
 def _observation(run: RunStep, gaps: Sequence[tuple[str, float]]) -> StepObservation:
-    decodes = [step.decodes for step in run.steps]
-    kind: StepKind = "decode" if all(decodes) else "mixed" if any(decodes) else "prefill"
-    num_tokens = sum([step.num_tokens for step in run.steps])
+    steps = run.steps
+    num_decodes = sum([step.decodes for step in steps])
+    kind: StepKind = "decode" if num_decodes == len(steps) else "mixed" if num_decodes else "prefill"
     return StepObservation(
         kind=kind,
         seconds=run.seconds,
         predicted_s=run.predicted_s,
-        points=tuple([step.point.name for step in run.steps]),
-        prefill_tokens=num_tokens - sum(decodes),
-        generated_tokens=sum([step.yields and not isinstance(step, ItemStep) for step in run.steps]),
+        points=tuple([step.point.name for step in steps]),
+        prefill_tokens=0 if kind == "decode" else sum([step.num_tokens for step in steps]) - num_decodes,
+        generated_tokens=sum([isinstance(step, SequenceStep) and step.sampling is not None for step in steps]),
         cached_tokens=run.cached_tokens,
         inter_token_s=gaps,
     )

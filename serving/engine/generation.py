@@ -47,22 +47,23 @@ class Generation(Entry):
 
     def next_step(self, num_tokens: int, subnet: SubNetwork) -> SequenceStep:
         """See :class:`Entry`. If these are all pending ones, one more is sampled."""
-        request = self.request
-        assert self.pages is not None
-        assert request.point is not None
-        start = request.computed_tokens
-        end = min(start + num_tokens, request.known_tokens)
+        request, pages = self.request, self.pages
+        point = request.point
+        assert pages is not None
+        assert point is not None
+        start, known = request.computed_tokens, request.known_tokens
+        end = min(start + num_tokens, known)
         exits = NO_EXITS
         if self.max_depth:
-            exits = self.exits.begin(start, end - start, subnet, request.point, self.max_depth)
+            exits = self.exits.begin(start, end - start, subnet, point, self.max_depth)
         return SequenceStep(
             request_id=request.request_id,
             token_ids=self.token_ids[start:end],
             start=start,
-            point=request.point,
+            point=point,
             subnet=subnet,
-            pages=self.pages,
-            sampling=self.job.sampling if end == request.known_tokens else None,
+            pages=pages,
+            sampling=self.job.sampling if end == known else None,
             sample_index=request.generated_tokens,
             exits=exits,
         )
@@ -73,27 +74,29 @@ class Generation(Entry):
         token = output
         self._clock_token(now)
         request, text, stream = self.request, "", self.text
-        self.token_ids.append(token.token_id)
+        token_id, logprob = token.token_id, token.logprob
+        self.token_ids.append(token_id)
         request.known_tokens += 1
         request.generated_tokens += 1
         reason: FinishReason | None = "length" if request.generated_tokens >= request.max_tokens else None
-        if not self.job.ignore_eos and token.token_id in self.eos_token_ids:
+        if not self.job.ignore_eos and token_id in self.eos_token_ids:
             reason = "stop"
         elif stream is not None:
-            text = stream.push(token.token_id)
+            text = stream.push(token_id)
             reason = "stop" if stream.stopped else reason
         if reason is not None and stream is not None and not stream.stopped:
             text += stream.finish()
-        logprobs = None if token.logprob is None else (token.logprob,)
-        return TokenEvent(request.request_id, (token.token_id,), text, logprobs), reason
+        logprobs = None if logprob is None else (logprob,)
+        return TokenEvent(self.request_id, (token_id,), text, logprobs), reason
 
     def _clock_token(self, now: float) -> None:
         request = self.request
-        assert request.point is not None
-        self.tokens_at[request.point] = self.tokens_at.get(request.point, 0) + 1
-        if request.generated_tokens == 0:
+        index, point = request.generated_tokens, request.point
+        assert point is not None
+        self.tokens_at[point] = self.tokens_at.get(point, 0) + 1
+        if index == 0:
             request.first_token_s = now
-        lateness_s = now - request.token_due_s(request.generated_tokens)
+        lateness_s = now - request.token_due_s(index)
         if lateness_s > self.worst_lateness_s:
             self.worst_lateness_s = lateness_s
         self.last_token_s = now

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepwell.serving.engine.step import Runner, Step, StepError
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Ran:
+class Ran(NamedTuple):
     """What became of the sequences of a step; each is in one of the two groups."""
 
     steps: Sequence[Step]

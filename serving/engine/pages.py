@@ -81,7 +81,7 @@ class PageKeeper:
     def _cover(self, request: Request, point: OperatingPoint) -> tuple[int, SubNetwork | None]:
         """``max_depth`` of a generation that starts at ``point``, and the sub-network whose pages it may reuse; None if
         that would not cover the deepest layers it may run."""
-        key = (point.name, *(p.name for p in request.points)) if request.may_switch else (point.name,)
+        key = (point.name, *[p.name for p in request.points]) if request.may_switch else (point.name,)
         if (known := self._covers.get(key)) is None:
             start = self.subnet(point)
             subnets = [self.subnet(each) for each in request.points] if request.may_switch else [start]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 from stepwell.schedulers.expiry import expires_s
 from stepwell.schedulers.request import OperatingPoint, Request
 from stepwell.serving.engine.entry import Entry
 from stepwell.serving.engine.pages import PageKeeper
+
+_request_of = attrgetter("request")
 
 
 class _Listed:
@@ -25,7 +28,7 @@ class _Listed:
     def of(self, group: dict[str, Entry]) -> list[Request]:
         num_changes, (made_at, requests) = self._num_changes, self._made
         if made_at != num_changes:
-            requests = [entry.request for entry in list(group.values())]
+            requests = list(map(_request_of, list(group.values())))
             self._made = num_changes, requests
         return requests
 
@@ -109,9 +112,10 @@ class Roster:
 
     def remove(self, entry: Entry) -> None:
         """It is over; its pages are free again."""
-        self._running.pop(entry.request_id, None)
-        self._waiting.pop(entry.request_id, None)
-        self._both_changed()
+        if self._running.pop(entry.request_id, None) is not None:
+            self._running_list.changed()
+        if self._waiting.pop(entry.request_id, None) is not None:
+            self._waiting_list.changed()
         entry.drop_exits()
         self._keeper.release(entry)
 

@@ -280,7 +280,7 @@ class _Simulation:
         return GenerationJob(request, self._workload.prompt_ids(number, model.vocab_size), _SAMPLING, ignore_eos=True)
 
     def _route(self, number: int) -> int:
-        if self._setup.routing == "round-robin":
+        if self._setup.routing == "round-robin" or len(self._engines) == 1:
             return number % len(self._engines)
         load = [engine.num_waiting + engine.num_running for engine in self._engines]
         return load.index(min(load))

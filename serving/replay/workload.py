@@ -157,8 +157,8 @@ def _block(key: int, num_tokens: int, vocab_size: int) -> tuple[int, ...]:
     while rest:
         rest, digit = divmod(rest, vocab_size)
         digits.append(digit)
-    ramp = _ramp(vocab_size, 1 << num_tokens.bit_length())
-    return (*digits, *ramp[digits[1] : digits[1] + num_tokens])[:num_tokens]
+    ramp, num_more = _ramp(vocab_size, 1 << num_tokens.bit_length()), max(num_tokens - len(digits), 0)
+    return (tuple(digits) + ramp[digits[1] : digits[1] + num_more])[:num_tokens]
 
 
 @lru_cache(maxsize=32)
