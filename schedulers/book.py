@@ -197,7 +197,8 @@ class Book:
             own[2] = 0.0
 
     def _seat_overrun_s(self, request: Request, start_s: float) -> float:
-        """The same for the seats: those before it in line must have left, at the pace of a full house."""
+        """The same for the seats: as many must have left as are before it in line, at the pace of a full house: first
+        those with the least left to do, then the others as they come."""
         seats, due_s = self._limits.max_running, request.prompt_due_s
         if due_s == math.inf or self._num < seats:
             return -math.inf
@@ -209,8 +210,18 @@ class Book:
         sum_context, sum_tokens = self._sums_of_members
         prices, keys = self._prices, (sum_context + self._added_context) / self._num
         token_s = prices.fixed(seats)[0] / seats + prices.decode[0] + keys * prices.key[0]
-        until_seated_s = token_s * (sum_tokens + self._added_tokens) / self._num * (num_ahead - seats + 1)
+        num_leaving, left = num_ahead - seats + 1, self._tokens_left
+        num_others = max(num_leaving - len(left), 0)
+        own_tokens = left[num_leaving - num_others - 1] if left else 0.0
+        until_seated_s = token_s * seats * own_tokens
+        until_seated_s += token_s * (sum_tokens + self._added_tokens) / self._num * num_others
         return self.spread.seconds(until_seated_s, self._step_s) - SHARE * (due_s - start_s)
+
+    @cached_property
+    def _tokens_left(self) -> list[float]:
+        """Of those that have begun, ascending."""
+        tokens: list[float] = np.sort(self._work[: self._num_begun, TOKENS]).tolist()
+        return tokens
 
     @cached_property
     def _sums_of_members(self) -> tuple[float, float]:

@@ -64,7 +64,11 @@ class Reference:
         work = self.work()
         token_s = self.prices.fixed_s(seats)[0] / seats + self.prices.decode[0]
         token_s += work[:, CONTEXT].mean() * self.prices.key[0]
-        return self.seconds(token_s * work[:, TOKENS].mean() * (ahead - seats + 1)) - SHARE * (due_s - start_s)
+        num_leaving, left_s = ahead - seats + 1, [0.0]
+        for tokens in sorted(work[: len(self.begun), TOKENS])[:num_leaving]:
+            left_s.append(token_s * seats * tokens)
+        others = max(num_leaving - len(self.begun), 0)
+        return self.seconds(left_s[-1] + token_s * work[:, TOKENS].mean() * others) - SHARE * (due_s - start_s)
 
     def seconds(self, raw_s):
         """That many steps deviate from the mean by less than one does."""
