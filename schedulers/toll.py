@@ -46,28 +46,19 @@ class Toll:
 
     def lost_s(self, now: float, until_s: float) -> float:
         """Time that calls are expected to take from now on until then; 0 for ever."""
-        ahead_s = until_s - now
-        if not self._times or not self.call_s or not 0.0 < ahead_s < math.inf:
+        times = self._times
+        if not times or not self.call_s:
             return 0.0
-        known_s = min(ahead_s, HORIZON_S)
-        return self.call_s * self._num_between(now - known_s, now) * (ahead_s / known_s)
+        return self.call_s * _expected(times, bisect_right(times, now), now, until_s)
 
     def lost_each_s(self, now: float, until_s: Array) -> Array | None:
         """``lost_s`` of several instants; None if nothing is lost."""
         times, call_s = self._times, self.call_s
         if not times or not call_s or times[-1] < now - HORIZON_S:
             return None
-        num_so_far, lost_s = bisect_right(times, now), []
+        num_so_far = bisect_right(times, now)
         instants: list[float] = until_s.tolist()
-        for instant_s in instants:
-            ahead_s = instant_s - now
-            if 0.0 < ahead_s < math.inf:
-                known_s = ahead_s if ahead_s < HORIZON_S else HORIZON_S
-                num = num_so_far - bisect_right(times, now - known_s, 0, num_so_far)
-                lost_s.append(call_s * num * (ahead_s / known_s))
-            else:
-                lost_s.append(0.0)
-        return np.array(lost_s)
+        return np.array([call_s * _expected(times, num_so_far, now, instant_s) for instant_s in instants])
 
     def learn(self, begin_s: float, usual_s: float, actual_s: float) -> float:
         """A step that would have taken ``usual_s`` on average if nobody had come took ``actual_s``. Returns what of
@@ -90,3 +81,12 @@ class Toll:
     def _num_between(self, begin_s: float, end_s: float) -> int:
         times = self._times
         return bisect_right(times, end_s) - bisect_right(times, begin_s)
+
+
+def _expected(times: list[float], num_so_far: int, now: float, until_s: float) -> float:
+    """How many calls will come until then, if ``num_so_far`` of ``times`` are over; 0 for ever."""
+    ahead_s = until_s - now
+    if not 0.0 < ahead_s < math.inf:
+        return 0.0
+    known_s = ahead_s if ahead_s < HORIZON_S else HORIZON_S
+    return (num_so_far - bisect_right(times, now - known_s, 0, num_so_far)) * (ahead_s / known_s)

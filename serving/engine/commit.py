@@ -76,7 +76,7 @@ def _observation(run: RunStep, gaps: Sequence[tuple[str, float]]) -> StepObserva
         predicted_s=run.predicted_s,
         points=tuple([step.point.name for step in steps]),
         prefill_tokens=0 if kind == "decode" else sum([step.num_tokens for step in steps]) - num_decodes,
-        generated_tokens=sum([isinstance(step, SequenceStep) and step.sampling is not None for step in steps]),
+        generated_tokens=sum([isinstance(step, SequenceStep) and step.yields for step in steps]),
         cached_tokens=run.cached_tokens,
         inter_token_s=gaps,
     )
