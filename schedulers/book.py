@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from heapq import heapify, heapreplace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,8 +41,8 @@ SHARE = 0.95
 """Of the time until something is due, what all that is due by then may take at the smallest points."""
 _SPARE = 64
 """Columns, and instants, that are set aside for newcomers at once."""
-_TOKEN_S, _PROMPT_DUE_S, _PROMPT_S = 3, 4, 5
-"""Of the columns: rate, offset and number of tokens, seconds of one, due time and seconds of the prompt."""
+_TOKENS, _PROMPT_DUE_S = 2, 4
+"""Of the columns, which are: rate, offset and number of tokens, seconds of one, due time and seconds of the prompt."""
 
 
 class Entry(NamedTuple):
@@ -90,7 +91,9 @@ class Book:
         slowness = max(correction.upper(kind) for kind in KINDS)
         self.unsteadiness = max(correction.upper(kind) / correction.median(kind) for kind in KINDS)
         """The same over its median."""
-        begun, fresh, self._put_back_by = _parted(members)
+        seated, put_back, fresh = _parted(members)
+        begun, self._num_seated = seated + put_back, len(seated)
+        self._put_back_by = [r.prompt_due_s for r in put_back]
         everybody = [*begun, *fresh, first]
         self._prices = prices = price_lists.of(model, everybody)
         self._limits = limits
@@ -115,15 +118,14 @@ class Book:
         self._work = work
         self._generate = bool(columns[TOKENS].any())
         """Whether anybody is to generate tokens after a prompt."""
-        self._added_context = self._added_tokens = 0.0
-        """Of those that were added."""
+        self._added_context = 0.0
+        """Keys that a token reads on average: of those that were added."""
         times = check_times(work, now, MAX_CHECKS)
         self._num_instants = 0
         self._instants = np.empty((3, len(times) + _SPARE))
         """Times; seconds due by them, apart from the fixed parts of steps; number of steps."""
         self._sum_at(times)
         self._num_instants = len(times)
-        self._num_begun = len(begun)
 
     def overrun_s(self, request: Request, start_s: float, now: float | None = None) -> tuple[float, Entry]:
         """By how much time the work due by some instant exceeds the time until then, with ``request``; <= 0: it fits.
@@ -144,7 +146,7 @@ class Book:
         if now is not None and (lost_s := self._toll.lost_each_s(now, times)) is not None:
             over_s += lost_s
         worst_s = np.maximum.reduce(over_s, initial=-math.inf).item() + SHARE * start_s
-        seat_s = self._seat_overrun_s(request, start_s)
+        seat_s = self._seat_overrun_s(request, start_s, entry)
         if now is not None and seat_s > -math.inf:
             seat_s += self._toll.lost_s(now, request.prompt_due_s)
         return max(worst_s, seat_s), entry
@@ -172,7 +174,6 @@ class Book:
         self._num += 1
         self._generate = self._generate or tokens > 0.0
         self._added_context += context
-        self._added_tokens += tokens
 
     def _sum_at(self, times: Sequence[float] | Array) -> None:
         """Sums at ``times``, behind the instants that there are."""
@@ -196,37 +197,50 @@ class Book:
         else:
             own[2] = 0.0
 
-    def _seat_overrun_s(self, request: Request, start_s: float) -> float:
-        """The same for the seats: as many must have left as are before it in line, at the pace of a full house: first
-        those with the least left to do, then the others as they come."""
+    def _seat_overrun_s(self, request: Request, start_s: float, entry: Entry) -> float:
+        """The same for the seats: as many must have left as are before it in line, at the pace of a full house."""
         seats, due_s = self._limits.max_running, request.prompt_due_s
-        if due_s == math.inf or self._num < seats:
+        if due_s == math.inf or not self._generate or self._num < seats:
             return -math.inf
-        ahead = self._columns[_PROMPT_DUE_S, self._num_begun : self._num] <= due_s
-        num_late = sum([by > due_s for by in self._put_back_by])
-        num_ahead = self._num_begun - num_late + int(np.count_nonzero(ahead))
-        if num_ahead < seats:
+        line_due_s = self._columns[_PROMPT_DUE_S, self._num_seated : self._num].copy()
+        line_due_s[: len(self._put_back_by)] = self._put_back_by
+        before = np.flatnonzero(line_due_s <= due_s)
+        if self._num_seated + len(before) < seats:
             return -math.inf
-        sum_context, sum_tokens = self._sums_of_members
-        prices, keys = self._prices, (sum_context + self._added_context) / self._num
-        token_s = prices.fixed(seats)[0] / seats + prices.decode[0] + keys * prices.key[0]
-        num_leaving, left = num_ahead - seats + 1, self._tokens_left
-        num_others = max(num_leaving - len(left), 0)
-        own_tokens = left[num_leaving - num_others - 1] if left else 0.0
-        until_seated_s = token_s * seats * own_tokens
-        until_seated_s += token_s * (sum_tokens + self._added_tokens) / self._num * num_others
-        return self.spread.seconds(until_seated_s, self._step_s) - SHARE * (due_s - start_s)
+        before = self._num_seated + before[line_due_s[before].argsort(kind="stable")]
+        num_steps = _steps_until_seated(self._tokens_left, self._columns[_TOKENS, before].tolist(), seats)
+        prices, keys = self._prices, (self._sum_context + self._added_context) / self._num
+        full_s = prices.fixed(seats)[0] + seats * (prices.decode[0] + keys * prices.key[0])
+        _, _, _, _, prompt_due_s, prompt_s = self._columns[:, : self._num]
+        prompts_s = float((prompt_due_s <= due_s) @ prompt_s) + entry.prompt_s
+        return self.spread.seconds(num_steps * full_s + prompts_s, self._step_s) - SHARE * (due_s - start_s)
 
     @cached_property
     def _tokens_left(self) -> list[float]:
-        """Of those that have begun, ascending."""
-        tokens: list[float] = np.sort(self._work[: self._num_begun, TOKENS]).tolist()
+        """Of those that have a seat, ascending."""
+        tokens: list[float] = np.sort(self._work[: self._num_seated, TOKENS]).tolist()
         return tokens
 
     @cached_property
-    def _sums_of_members(self) -> tuple[float, float]:
-        """Keys that a token reads on average, tokens: of all members."""
-        return float(self._work[:, CONTEXT].sum()), float(self._work[:, TOKENS].sum())
+    def _sum_context(self) -> float:
+        """Keys that a token reads on average: of all members."""
+        return float(self._work[:, CONTEXT].sum())
+
+
+def _steps_until_seated(tokens_left: Sequence[float], line: Sequence[float], seats: int) -> float:
+    """How many steps in which all that sit generate a token, until one gets a seat who comes after ``line``.
+
+    Args:
+        tokens_left: of those that sit, ascending.
+        line: tokens of those that wait for a seat, in order.
+        seats: so many there are; no more than those that sit and wait.
+    """
+    num_free = max(seats - len(tokens_left), 0)
+    leave = [*tokens_left, *line[:num_free]]
+    heapify(leave)
+    for tokens in line[num_free:]:
+        heapreplace(leave, leave[0] + tokens)
+    return leave[0]
 
 
 def overrun_alone_s(request: Request, start_s: float, prices: LevelCosts, spread: Spread, limits: Limits) -> float:
@@ -243,22 +257,20 @@ def overrun_alone_s(request: Request, start_s: float, prices: LevelCosts, spread
     return worst_s
 
 
-def _parted(members: Sequence[Request]) -> tuple[list[Request], list[Request], list[float]]:
-    """Those that have begun, those that have not, and when those were due that were put back. Each phase is read once:
-    the engine may be moving them on."""
+def _parted(members: Sequence[Request]) -> tuple[list[Request], list[Request], list[Request]]:
+    """Those that have a seat, those that were put back, and those that have not begun. Each phase is read once: the
+    engine may be moving them on."""
     waiting, done = Phase.WAITING, Phase.DONE
-    begun: list[Request] = []
+    seated: list[Request] = []
+    put_back: list[Request] = []
     fresh: list[Request] = []
-    put_back_by: list[float] = []
     for request in members:
         phase = request.phase
-        if phase is waiting and not request.generated_tokens:
-            fresh.append(request)
+        if phase is waiting:
+            (put_back if request.generated_tokens else fresh).append(request)
         elif phase is not done:
-            begun.append(request)
-            if phase is waiting:
-                put_back_by.append(request.prompt_due_s)
-    return begun, fresh, put_back_by
+            seated.append(request)
+    return seated, put_back, fresh
 
 
 def _move_on(work: Work, begun: Sequence[Request], ahead: Sequence[Slice]) -> None:

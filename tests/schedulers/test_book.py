@@ -58,17 +58,33 @@ class Reference:
 
     def seat_overrun_s(self, request, start_s) -> float:
         seats, due_s, everybody = self.limits.max_running, request.prompt_due_s, [*self.begun, *self.fresh]
-        ahead = sum(r.phase.name == "RUNNING" or r.prompt_due_s <= due_s for r in everybody)
-        if due_s == math.inf or ahead < seats:
+        tokens = dict(zip(everybody, self.work()[:, TOKENS], strict=True))
+        seated = [r for r in everybody if r.phase.name == "RUNNING"]
+        line = [r for r in everybody if r not in seated and r.prompt_due_s <= due_s]
+        line.sort(key=lambda r: r.prompt_due_s)
+        if due_s == math.inf or len(seated) + len(line) < seats or not any(tokens.values()):
             return -math.inf
-        work = self.work()
-        token_s = self.prices.fixed_s(seats)[0] / seats + self.prices.decode[0]
-        token_s += work[:, CONTEXT].mean() * self.prices.key[0]
-        num_leaving, left_s = ahead - seats + 1, [0.0]
-        for tokens in sorted(work[: len(self.begun), TOKENS])[:num_leaving]:
-            left_s.append(token_s * seats * tokens)
-        others = max(num_leaving - len(self.begun), 0)
-        return self.seconds(left_s[-1] + token_s * work[:, TOKENS].mean() * others) - SHARE * (due_s - start_s)
+        left, num_steps = sorted(tokens[r] for r in seated), 0.0
+        for newcomer in [*line, request]:  # one step after the other, as far as those with the least left go
+            if len(left) >= seats:
+                num_steps += left[0]
+                left = [n - left[0] for n in left[1:]]
+            left = sorted([*left, tokens.get(newcomer, 0.0)])
+        work = self.work(request)
+        fixed_s, (decode, key) = self.prices.fixed_s(seats)[0], (self.prices.decode[0], self.prices.key[0])
+        full_s = fixed_s + seats * (decode + work[:-1, CONTEXT].mean() * key)
+        prompts_s = self.prompts_s(due_s, [*everybody, request])
+        return self.seconds(num_steps * full_s + prompts_s) - SHARE * (due_s - start_s)
+
+    def prompts_s(self, due_s, requests) -> float:
+        """Of what is due by then, all prompts."""
+        begun, fresh = [r for r in requests if r in self.begun], [r for r in requests if r not in self.begun]
+        work = work_of([standing(r)[1] for r in begun], fresh)
+        longest = max([r.known_tokens for r in self.begun], default=0)
+        charged = bill(
+            self.prices, work, limited_spans([*begun, *fresh], self.prices, len(begun)), 1, longest, self.limits
+        )
+        return float(charged.prompt_s[0][work[:, PROMPT_DUE_S] <= due_s].sum())
 
     def seconds(self, raw_s):
         """That many steps deviate from the mean by less than one does."""

@@ -108,16 +108,18 @@ def test_seats_are_part_of_the_promise(make) -> None:
 
 
 def test_seats_are_free_when_those_with_the_least_left_have_left(make) -> None:
-    def fits(tokens_left, num_waiting):
+    def fits(tokens_left, *tokens_waiting):
         running = [make.decoding(max_tokens=1 + tokens) for tokens in tokens_left]
-        waiting = [make.request(prompt_tokens=2, max_tokens=1, ttft_s=0.1) for _ in range(num_waiting)]
+        waiting = [make.request(prompt_tokens=2, max_tokens=1 + tokens, ttft_s=0.1) for tokens in tokens_waiting]
         admission = promises(make, waiting, running, max_running=4)
         return admission.admit(0.0, make.request(prompt_tokens=2, max_tokens=1, ttft_s=0.5)) is None
 
-    assert fits([50] * 4, 0)
-    assert fits([10, 4000, 4000, 4000], 0), "one leaves soon, however long the others take"
-    assert not fits([400] * 4, 0), "nobody leaves in time, though it is enough for a quarter of what all have to do"
-    assert not fits([10, 4000, 4000, 4000], 1), "that one's seat is taken"
+    assert fits([50] * 4)
+    assert fits([10, 4000, 4000, 4000]), "one leaves soon, however long the others take"
+    assert not fits([400] * 4), "nobody leaves in time, though it is enough for a quarter of what all have to do"
+    assert not fits([10, 4000, 4000, 4000], 4000), "that one's seat is taken"
+    assert fits([10, 4000, 4000, 4000], 10, 10), "by some who leave soon themselves"
+    assert not fits([10, 4000, 4000, 4000], *[10] * 60), "which adds up"
 
 
 def test_time_passes_for_promises_too(make) -> None:
