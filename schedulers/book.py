@@ -198,7 +198,8 @@ class Book:
             own[2] = 0.0
 
     def _seat_overrun_s(self, request: Request, start_s: float, entry: Entry) -> float:
-        """The same for the seats: as many must have left as are before it in line, at the pace of a full house."""
+        """The same for the seats: as many must have left as are before it in line, at the pace of a full house. Where
+        it fits, the least by which it may be too early; an earlier seat is not looked for."""
         seats, due_s = self._limits.max_running, request.prompt_due_s
         if due_s == math.inf or not self._generate or self._num < seats:
             return -math.inf
@@ -207,13 +208,20 @@ class Book:
         before = np.flatnonzero(line_due_s <= due_s)
         if self._num_seated + len(before) < seats:
             return -math.inf
-        before = self._num_seated + before[line_due_s[before].argsort(kind="stable")]
-        num_steps = _steps_until_seated(self._tokens_left, self._columns[_TOKENS, before].tolist(), seats)
         prices, keys = self._prices, (self._sum_context + self._added_context) / self._num
         full_s = prices.fixed(seats)[0] + seats * (prices.decode[0] + keys * prices.key[0])
-        _, _, _, _, prompt_due_s, prompt_s = self._columns[:, : self._num]
-        prompts_s = float((prompt_due_s <= due_s) @ prompt_s) + entry.prompt_s
-        return self.spread.seconds(num_steps * full_s + prompts_s, self._step_s) - SHARE * (due_s - start_s)
+        _, _, tokens, _, prompt_due_s, prompt_s = self._columns[:, : self._num]
+        prompts_s = ((prompt_due_s <= due_s) @ prompt_s).item() + entry.prompt_s
+        line = tokens[self._num_seated :]
+        # All seats together have no more than that to do, so one of them has no more than its share of it.
+        num_steps = (sum(self._tokens_left) + line[before].sum().item()) / seats
+        latest_s = SHARE * (due_s - start_s)
+        overrun_s = self.spread.seconds(num_steps * full_s + prompts_s, self._step_s) - latest_s
+        if overrun_s > 0.0:
+            in_order = before[line_due_s[before].argsort(kind="stable")]
+            num_steps = _steps_until_seated(self._tokens_left, line[in_order].tolist(), seats)
+            overrun_s = self.spread.seconds(num_steps * full_s + prompts_s, self._step_s) - latest_s
+        return overrun_s
 
     @cached_property
     def _tokens_left(self) -> list[float]:

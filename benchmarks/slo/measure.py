@@ -3,14 +3,15 @@
     python benchmarks/slo/measure.py --code AzureLLMInferenceTrace_2023_code.csv \\
                                      --conv AzureLLMInferenceTrace_2023_conv.csv
 
-For each trace, each load and each policy in turn a fresh server (``stepwell serve``, a process of its own) gets the
-same requests, open loop over gRPC, and is stopped. Load 1 is what the model serves at full quality, as the simulator
-computes it from the model's measured cost profile and from what surrounds the engine here (``calibrate.py``); what the
-classes ask for is relative to the machine too, see ``ASKED``. The same requests are also replayed in virtual time.
-Writes ``benchmarks/results/slo_TRACE.json``; ``report.py`` beside this makes the tables, the pictures and the verdicts
-of it.
+Round by round and load by load, a fresh server (``stepwell serve``, a process of its own) gets the same requests for
+each policy in turn, open loop over gRPC, and is stopped. Before each load it is measured anew what surrounds the engine
+here (``calibrate.py``), because shared machines change their pace: load 1 is what the model serves at full quality at
+that time, as the simulator computes it from the model's cost profile and those figures; what the classes ask for is
+relative to the machine too, see ``ASKED``. The same requests are also replayed in virtual time. Writes
+``benchmarks/results/slo_TRACE.json``; ``report.py`` beside this makes the tables, the pictures and the verdicts of it.
 
-Takes (policies x loads x traces x (--seconds + 6 s)): 40 minutes as it is. Leave the machine alone meanwhile.
+Takes (loads x traces x (75 s + policies x (--seconds + 6 s))) a round: 50 minutes as it is. Leave the machine alone
+meanwhile.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from stepwell.serving.replay.load import Target, send_load
 from stepwell.serving.replay.load_report import report
 from stepwell.serving.replay.sim_model import open_sim_model
 from stepwell.serving.replay.simulate import FULL_QUALITY, Setup, SimModel, capacity, simulate
+from stepwell.serving.replay.surroundings import Surroundings
 from stepwell.serving.replay.trace import read_trace
 from stepwell.serving.replay.workload import Arrival, Workload
 
@@ -44,7 +46,7 @@ from common import RESULTS, hardware
 
 MODEL = "nested-lm"
 POLICIES = ("fixed:default:7", "max_quality", "max_throughput", "slack_fit", "clockwork", "staircase", "fixed:min")
-LOADS = (0.3, 0.6, 1.0, 1.5, 2.0, 3.0)
+LOADS = (0.3, 1.0, 1.5, 2.0, 3.0)
 SHARES = {"tight": 1.0, "normal": 1.0, "relaxed": 1.0}
 ASKED = {"tight": (4.5, 1.35), "normal": (22.5, 4.5), "relaxed": (90.0, 13.5)}
 """Time to first token and per token of each class, in units of what a prompt of :data:`UNIT_TOKENS` tokens takes at
@@ -67,37 +69,42 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     for name, path in (("code", args.code), ("conv", args.conv)):
-        if path is None:
-            continue
-        model, source = open_sim_model(ModelConfig(MODEL), args.threads)
-        classes = classes_of(model)
-        setup = Setup(model, FULL_QUALITY, classes, Limits(), noise=SIM_NOISE)
-        trace = read_trace(path).window(FIRST_S).fitted(model.context_length, FITTING).with_classes(SHARES)
-        unit = capacity(trace.window(num_requests=600), setup)
-        sample = trace.window(num_requests=round(CALIBRATION_S * unit)).at_rate(unit)
-        around = calibrate(MODEL, sample, args.threads, classes, PATIENCE_S)
-        setup = replace(setup, surroundings=around)
-        unit = capacity(trace.window(num_requests=600), setup)
-        print(f"{name}: load 1 = {unit:.3g} requests/s, costs from {source}; {around}", file=sys.stderr)
-        document: dict[str, Any] = {
-            "trace": name, "hardware": hardware(), "capacity": unit,
-            "surroundings": asdict(around),
-            "notes": list(trace.notes),
-            "classes": {c: _stated(classes[c]) for c in SHARES}, "runs": [],
-        }  # fmt: skip
-        path_out = RESULTS / f"slo_{name}.json"
-        if args.add and path_out.is_file():
-            document = json.loads(path_out.read_text(encoding="utf-8"))
-            unit = document["capacity"]
+        if path is not None:
+            _measure(name, path, args)
+
+
+def _measure(name: str, path: Path, args: argparse.Namespace) -> None:
+    """One trace."""
+    model, source = open_sim_model(ModelConfig(MODEL), args.threads)
+    trace = read_trace(path).window(FIRST_S).fitted(model.context_length, FITTING).with_classes(SHARES)
+    document: dict[str, Any] = {
+        "trace": name, "hardware": hardware(), "notes": list(trace.notes), "settings": [], "runs": [],
+    }  # fmt: skip
+    path_out = RESULTS / f"slo_{name}.json"
+    if args.add:
+        document = json.loads(path_out.read_text(encoding="utf-8"))
+    first = 1 + max((setting["round"] for setting in document["settings"]), default=0)
+    print(f"{name}: costs from {source}", file=sys.stderr)
+    for round_ in range(first, first + args.rounds):
         for load in args.loads:
+            around = _surroundings(trace, model, args.threads)
+            setup = Setup(
+                model, FULL_QUALITY, classes_of(model, around), Limits(), noise=SIM_NOISE, surroundings=around
+            )
+            unit = capacity(trace.window(num_requests=600), setup)
             workload = trace.window(num_requests=max(20, round(load * unit * args.seconds))).at_rate(load * unit)
-            # In an order of its own at each load, so that a drift of the machine favours nobody.
-            for policy in random.Random(load).sample(args.policies, len(args.policies)):
-                run = {"policy": policy, "load": load, "requests": len(workload), "seconds": args.seconds}
-                run |= _real(workload, policy, args.threads, classes)
+            setting = {
+                "round": round_, "load": load, "capacity": unit, "requests": len(workload), "seconds": args.seconds,
+                "surroundings": asdict(around), "classes": {c: _stated(setup.classes[c]) for c in SHARES},
+            }  # fmt: skip
+            document["settings"].append(setting)
+            print(f"round {round_}: load 1 = {unit:.3g} requests/s; {around}", file=sys.stderr)
+            # In an order of its own each time, so that a drift of the machine favours nobody.
+            for policy in random.Random(f"{round_} {load}").sample(args.policies, len(args.policies)):
+                run = {"policy": policy, "load": load, "round": round_}
+                run |= _real(workload, policy, args.threads, setup.classes)
                 run["simulated"] = simulate(workload, replace(setup, policy=policy)).summary.to_dict()
-                others = [r for r in document["runs"] if (r["policy"], r["load"]) != (policy, load)]
-                document["runs"] = [*others, run]
+                document["runs"].append(run)
                 print(
                     f"{name} {load:g} {policy}: {_line(run['summary'])} | simulated {_line(run['simulated'])}",
                     file=sys.stderr,
@@ -105,10 +112,18 @@ def main() -> None:
                 path_out.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
-def classes_of(model: SimModel) -> dict[str, SLOClass]:
-    """The classes on this machine."""
+def _surroundings(trace: Workload, model: SimModel, threads: int) -> Surroundings:
+    """Of the machine as it is now."""
+    setup = Setup(model, FULL_QUALITY, classes_of(model), Limits())
+    unit = capacity(trace.window(num_requests=600), setup)
+    sample = trace.window(num_requests=round(CALIBRATION_S * unit)).at_rate(unit)
+    return calibrate(MODEL, sample, threads, setup.classes, PATIENCE_S)
+
+
+def classes_of(model: SimModel, around: Surroundings | None = None) -> dict[str, SLOClass]:
+    """The classes on this machine; ``around``: as it is now."""
     best = max((p for p in model.points.values() if p.ladder == model.ladders.default), key=lambda p: p.level)
-    unit_ms = model.costs.raw_s([made_up_slice(best, UNIT_TOKENS, 0)]) * 1e3
+    unit_ms = (around or Surroundings()).seconds(model.costs.raw_s([made_up_slice(best, UNIT_TOKENS, 0)])) * 1e3
     return {
         name: SLOClass(ttft_ms=round(ttft * unit_ms), tpot_ms=round(tpot * unit_ms), priority=priority)
         for priority, (name, (ttft, tpot)) in enumerate(ASKED.items(), 1)
@@ -149,15 +164,14 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--code", type=Path, metavar="F", help="the Azure trace of code completions")
     parser.add_argument("--conv", type=Path, metavar="F", help="the Azure trace of conversations")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of load for each run (default 20)")
+    parser.add_argument("--seconds", type=float, default=14.0, help="of load for each run (default 14)")
     parser.add_argument(
         "--threads", type=int, default=1, help="of one model operation (default 1: clients share the machine)"
     )
     parser.add_argument("--policies", type=_words, default=list(POLICIES), help="default: all")
-    parser.add_argument("--loads", type=_numbers, default=list(LOADS), help="default 0.3,0.6,1,1.5,2,3")
-    parser.add_argument(
-        "--add", action="store_true", help="keep the runs that the result file has, but for those redone"
-    )
+    parser.add_argument("--loads", type=_numbers, default=list(LOADS), help="default 0.3,1,1.5,2,3")
+    parser.add_argument("--rounds", type=int, default=2, help="of all loads and policies (default 2)")
+    parser.add_argument("--add", action="store_true", help="further rounds, beside those that the result file has")
     args = parser.parse_args()
     if args.code is None and args.conv is None:
         parser.error("give --code, --conv or both: the traces of github.com/Azure/AzurePublicDataset")

@@ -6,8 +6,9 @@ Reads ``benchmarks/results/slo_TRACE.json``; writes ``slo_TRACE.md`` and ``slo_T
 from __future__ import annotations
 
 import json
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,35 +20,79 @@ from common import RESULTS
 
 OURS, FULL, BOUND, RIVAL = "staircase", "max_quality", "fixed:min", "slack_fit"
 HEADER = (
-    "load", "policy", "attained", "mean quality", "goodput/s", "refused", "p50 s", "p99 s", "worst late",
+    "load", "policy", "attained", "least, most", "mean quality", "goodput/s", "refused", "p50 s", "p99 s", "worst late",
     "refused in ms, p99: server", "since sent", "simulated: attained", "quality",
 )  # fmt: skip
 LEGEND = (
-    "*Attained*: met, of all sent, by the client's clock from when each was due to be sent. *Quality*: of what was "
-    "served, every token at its own level. *Worst late*: latency over latency asked. *Refused in*: from when the "
-    "server had the request until it had its answer; and from when it was sent. *fixed:min*: everyone at the smallest "
-    "level and nobody refused: the bound of what can be attained, as long as that keeps up."
+    "Medians of the rounds, but for *least, most* attained and *worst late*, which are of all. *Attained*: met, of all "
+    "sent, by the client's clock from when each was due to be sent. *Quality*: of what was served, every token at its "
+    "own level. *Goodput*: at the median pace of the machine. *Worst late*: latency over latency asked. *Refused*: of "
+    "all that were sent. *Refused in*: from when the server had the request until it had its answer; and from when it "
+    "was sent. *fixed:min*: everyone at the smallest level and nobody refused: the bound of what can be attained, as "
+    "long as that keeps up."
 )
+FIGURES = (
+    "attainment", "mean_quality", "latency_p50_s", "latency_p99_s", "refused_share", "goodput_share",
+)  # fmt: skip
+"""Of which there are medians."""
 REFUSED_IN = (("arrival at the server", "in_server_s"), ("being sent", "answer_from_send_s"))
 """Spans of a refusal, and where they begin."""
-Runs = Mapping[tuple[str, float], Mapping[str, Any]]
+Cells = Mapping[tuple[str, float], Mapping[str, Any]]
+"""By policy and load: what is in the table of all rounds."""
 
 
 def main() -> None:
     """See the module."""
     for path in sorted(RESULTS.glob("slo_*.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
-        runs = {(run["policy"], run["load"]): run for run in document["runs"]}
-        text = "\n".join([*_head(document), *_table(document, runs), "", *_verdicts(document, runs), ""])
+        cells = _cells(document)
+        text = "\n".join([*_head(document), *_table(document, cells), "", *_verdicts(document, cells), ""])
         path.with_suffix(".md").write_text(text, encoding="utf-8")
         lines = {
-            policy: [(load, SimpleNamespace(**runs[policy, load]["summary"])) for load in _loads(document)]
+            policy: [(load, SimpleNamespace(**cells[policy, load])) for load in _loads(document)]
             for policy in _policies(document)
         }
         machine = document["hardware"].split(";")[0]
-        title = f"Azure {document['trace']} on {machine}; load 1 = {document['capacity']:.3g} requests/s"
+        title = f"Azure {document['trace']} on {machine}; load 1 = {_capacity(document):.3g} requests/s"
         save_plot(path.with_suffix(".png"), title, lines)  # type: ignore[arg-type]
         print(text)
+
+
+def _cells(document: Mapping[str, Any]) -> Cells:
+    """Medians over the rounds. Rates are as of the median pace of the machine."""
+    capacity = {(s["round"], s["load"]): s["capacity"] for s in document["settings"]}
+    runs: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for run in document["runs"]:
+        runs.setdefault((run["policy"], run["load"]), []).append(run)
+    cells = {}
+    for key, rounds in runs.items():
+        figures = []
+        for run in rounds:
+            summary = run["summary"]
+            shares = {
+                "refused_share": summary["refusals"] / summary["num_sent"],
+                "goodput_share": summary["goodput"] / capacity[run["round"], run["load"]],
+            }
+            refused = {span: run["refusals"]["shed"][span]["p99"] for _, span in REFUSED_IN}
+            simulated = {f"simulated_{name}": run["simulated"][name] for name in ("attainment", "mean_quality")}
+            figures.append({**{name: summary.get(name) for name in FIGURES}, **shares, **refused, **simulated})
+        cell: dict[str, Any] = {name: _median([of_run[name] for of_run in figures]) for name in figures[0]}
+        attained = [run["summary"]["attainment"] for run in rounds]
+        worst = [run["summary"]["worst_lateness_ratio"] or 0.0 for run in rounds]
+        cells[key] = {
+            **cell, "goodput": cell["goodput_share"] * _capacity(document), "least": min(attained),
+            "most": max(attained), "worst_lateness_ratio": max(worst),
+        }  # fmt: skip
+    return cells
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _capacity(document: Mapping[str, Any]) -> float:
+    return statistics.median(setting["capacity"] for setting in document["settings"])
 
 
 def _loads(document: Mapping[str, Any]) -> list[float]:
@@ -60,59 +105,71 @@ def _policies(document: Mapping[str, Any]) -> list[str]:
 
 
 def _head(document: Mapping[str, Any]) -> list[str]:
+    settings = document["settings"]
     classes = "; ".join(
-        f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in wishes.items())
-        for name, wishes in document["classes"].items()
+        f"{name}: " + ", ".join(f"{key} {_range([s['classes'][name][key] for s in settings], '.0f')}" for key in wishes)
+        for name, wishes in settings[0]["classes"].items()
     )
+    rounds = {setting["round"] for setting in settings}
     return [
         f"## SLO attainment and quality against load: Azure {document['trace']}, nested-lm, the real server", "",
         document["hardware"], "",
-        f"Load 1 = {document['capacity']:.3g} requests/s; requests of a run: {_sizes(document)}.",
+        (f"{len(rounds)} rounds. Load 1, measured before each load, = "
+        f"{_range([s['capacity'] for s in settings], '.3g')} requests/s; requests of a run: {_sizes(document)}."),
         "; ".join(document["notes"]) + ".",
-        f"Classes: {classes}.", *_surroundings(document), "",
+        f"Classes, relative to the machine at that time: {classes}.", _surroundings(settings), "",
     ]  # fmt: skip
 
 
-def _surroundings(document: Mapping[str, Any]) -> list[str]:
-    found = document.get("surroundings")
-    if found is None:
-        return []
-    steps = (
-        f"Measured around the engine, for the simulation: steps take {found['slowness']:.2f} times their profile and "
-        f"{found['step_s'] * 1e3:.1f} ms more; the endpoint and the client take {found['call_s'] * 1e3:.2f} ms a call, "
-        f"{found['token_s'] * 1e3:.2f} ms a token; a call takes {found.get('toll_s', 0.0) * 1e3:.2f} ms from the step "
-        "that runs when it comes."
+def _range(values: Sequence[float], spec: str) -> str:
+    least, most = f"{min(values):{spec}}", f"{max(values):{spec}}"
+    return least if least == most else f"{least} to {most}"
+
+
+def _surroundings(settings: Sequence[Mapping[str, Any]]) -> str:
+    def of(name: str, factor: float = 1e3) -> str:
+        return _range([s["surroundings"][name] * factor for s in settings], ".2f")
+
+    return (
+        f"Measured around the engine, for load 1 and the simulation: steps take {of('slowness', 1.0)} times their "
+        f"profile and {of('step_s')} ms more; the endpoint and the client take {of('call_s')} ms a call, "
+        f"{of('token_s')} ms a token; a call takes {of('toll_s')} ms from the step that runs when it comes."
     )
-    return [steps]
 
 
 def _sizes(document: Mapping[str, Any]) -> str:
-    sizes = {run["load"]: f"{run['requests']} in {run['seconds']:g} s" for run in document["runs"]}
-    return ", ".join(f"{sizes[load]} at load {load:g}" for load in _loads(document))
+    settings = document["settings"]
+    return (
+        ", ".join(
+            f"{_range([s['requests'] for s in settings if s['load'] == load], 'd')} at load {load:g}"
+            for load in _loads(document)
+        )
+        + f", in {_range([s['seconds'] for s in settings], 'g')} s"
+    )
 
 
-def _table(document: Mapping[str, Any], runs: Runs) -> list[str]:
+def _table(document: Mapping[str, Any], found: Cells) -> list[str]:
     lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
     for load in _loads(document):
         for policy in _policies(document):
-            run = runs[policy, load]
-            s, sim = run["summary"], run["simulated"]
+            cell = found[policy, load]
             cells = [
-                f"{load:g}", policy, f"{s['attainment']:.1%}", _figure(s["mean_quality"], 3), f"{s['goodput']:.2f}",
-                f"{s['refusals']}", _figure(s["latency_p50_s"], 3), _figure(s["latency_p99_s"], 3),
-                _figure(s["worst_lateness_ratio"], 2),
-                *(_figure(run["refusals"]["shed"][span]["p99"], 1, 1e3) for _, span in REFUSED_IN),
-                f"{sim['attainment']:.1%}", _figure(sim["mean_quality"], 3),
+                f"{load:g}", policy, f"{cell['attainment']:.1%}", f"{cell['least']:.1%}, {cell['most']:.1%}",
+                _figure(cell["mean_quality"], 3), f"{cell['goodput']:.2f}", f"{cell['refused_share']:.1%}",
+                _figure(cell["latency_p50_s"], 3), _figure(cell["latency_p99_s"], 3),
+                _figure(cell["worst_lateness_ratio"], 2),
+                *(_figure(cell[span], 1, 1e3) for _, span in REFUSED_IN),
+                f"{cell['simulated_attainment']:.1%}", _figure(cell["simulated_mean_quality"], 3),
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", LEGEND]
 
 
-def _verdicts(document: Mapping[str, Any], runs: Runs) -> list[str]:
+def _verdicts(document: Mapping[str, Any], cells: Cells) -> list[str]:
     loads, others = _loads(document), [p for p in _policies(document) if p not in (OURS, BOUND)]
 
     def of(policy: str, load: float, key: str) -> float:
-        return float(runs[policy, load]["summary"][key] or 0.0)
+        return float(cells[policy, load][key] or 0.0)
 
     lines = ["| aim | holds | figures |", "|---|---|---|"]
 
@@ -152,7 +209,7 @@ def _verdicts(document: Mapping[str, Any], runs: Runs) -> list[str]:
     last = of(OURS, loads[-1], "goodput")
     say("highest load: goodput >= 0.9 of the peak", [last >= 0.9 * peak], [f"{last / peak:.2f}"])
     for where, span in REFUSED_IN:
-        told = {load: runs[OURS, load]["refusals"]["shed"][span]["p99"] for load in loads}
+        told = {load: cells[OURS, load][span] for load in loads}
         known = {load: seconds for load, seconds in told.items() if seconds is not None}
         say(f"refusals within 5 ms of {where} (p99)", [s <= 0.005 for s in known.values()],
             [f"{load:g}: {s * 1e3:.1f} ms" for load, s in known.items()])  # fmt: skip

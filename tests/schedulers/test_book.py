@@ -70,11 +70,15 @@ class Reference:
                 num_steps += left[0]
                 left = [n - left[0] for n in left[1:]]
             left = sorted([*left, tokens.get(newcomer, 0.0)])
+        latest_s = SHARE * (due_s - start_s)
+        most_steps = sum(tokens[r] for r in [*seated, *line]) / seats
         work = self.work(request)
         fixed_s, (decode, key) = self.prices.fixed_s(seats)[0], (self.prices.decode[0], self.prices.key[0])
         full_s = fixed_s + seats * (decode + work[:-1, CONTEXT].mean() * key)
         prompts_s = self.prompts_s(due_s, [*everybody, request])
-        return self.seconds(num_steps * full_s + prompts_s) - SHARE * (due_s - start_s)
+        assert num_steps <= most_steps + 1e-9
+        at_most_s, exactly_s = (self.seconds(n * full_s + prompts_s) - latest_s for n in (most_steps, num_steps))
+        return at_most_s if at_most_s <= 0.0 else exactly_s
 
     def prompts_s(self, due_s, requests) -> float:
         """Of what is due by then, all prompts."""

@@ -328,14 +328,17 @@ class World:
         return progressed
 
     def note_passed_over(self, waited: Sequence[Request], began_s: float) -> None:
-        """Waiting although there is a seat, and room for it and for all that run to grow, must end."""
+        """Waiting although there is a seat, and room for it and for all that run to grow, must end. As nobody
+        overtakes whoever waits for pages, there must be room for those before it, too."""
         rows = 3 * (self.engine.num_running + 1)
-        for request in waited:
+        still = set(self.engine.waiting)
+        for request in sorted((r for r in waited if r in still), key=lambda r: r.urgency_s):
             needed = 3 * -(-request.known_tokens // PAGE_TOKENS) + rows
-            room = needed <= self.cache.free_pages and self.engine.num_running < self.limits.max_running
+            if needed > self.cache.free_pages or self.engine.num_running >= self.limits.max_running:
+                break
             if self.policy in SMALL_BATCHES and self.least_urgent_s <= request.urgency_s:
                 continue
-            if room and self.num_tokens < self.limits.max_step_tokens and request in self.engine.waiting:
+            if self.num_tokens < self.limits.max_step_tokens:
                 client = self.clients[request.request_id]
                 client.passed_over.append(self.clock() - began_s)
                 starves = sum(client.passed_over) > PATIENCE_S and len(client.passed_over) > PATIENCE_STEPS
