@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepwell.schedulers.book import SHARE, Book, overrun_alone_s
+from stepwell.schedulers.correction import PACE_DOUBT
 from stepwell.schedulers.demand import Demand
 from stepwell.schedulers.fill import longest_s
 from stepwell.schedulers.pace import MAX_CHECKS, bill, limited_spans
@@ -92,8 +93,8 @@ class Reference:
 
     def seconds(self, raw_s):
         """That many steps deviate from the mean by less than one does."""
-        num_steps = 1.0 + raw_s / self.step_s
-        return raw_s * (self.spread.mean + (self.spread.upper - self.spread.mean) / num_steps**0.5)
+        share = PACE_DOUBT + (1.0 - PACE_DOUBT) / (1.0 + raw_s / self.step_s)
+        return raw_s * (self.spread.mean + (self.spread.upper - self.spread.mean) * share**0.5)
 
     def add(self, request) -> None:
         self.times = np.concatenate((self.times, check_times(work_of([], [request]), -math.inf, MAX_CHECKS)))

@@ -194,7 +194,7 @@ def test_many_steps_together_deviate_less_than_one(spread: float, num_steps: int
         taken_s = sum(0.01 * next(ratios) for _ in range(num_steps))
         within.append(taken_s <= correction.overall.seconds(0.01 * num_steps, 0.01))
     assert 0.75 <= sum(within[50:]) / 350 <= 0.97
-    assert correction.overall.seconds(1e-9, 0.01) == pytest.approx(1e-9 * correction.upper("decode"))
+    assert correction.overall.seconds(1e-9, 0.01) == pytest.approx(1e-9 * correction.overall.upper)
 
 
 def test_kinds_count_by_the_time_spent_on_them_lately() -> None:
@@ -214,6 +214,19 @@ def test_a_pause_is_not_the_pace() -> None:
     correction = OnlineCorrection()
     for _ in range(200):
         correction.observe("mixed", 1.0, 1.0)
-    before = correction.overall.mean
     correction.observe("mixed", 1.0, 50.0)
-    assert correction.overall.mean == pytest.approx(before, rel=0.02)
+    assert 1.0 < correction.overall.mean < 1.15
+    for _ in range(20):
+        correction.observe("mixed", 1.0, 1.0)
+    assert correction.overall.mean == pytest.approx(1.0, rel=0.02)
+
+
+def test_the_pace_is_that_of_the_last_few_steps() -> None:
+    correction, rng, pace = OnlineCorrection(), random.Random(0), 0.0
+    errors: dict[str, list[float]] = {"last few": [], "window": []}
+    for _ in range(2000):
+        pace = 0.95 * pace + rng.gauss(0.0, 0.06)  # of the machine, as a logarithm: wanders by 0.2
+        for name, foretold in (("last few", correction.overall.mean), ("window", correction.mean("mixed"))):
+            errors[name].append(abs(math.log(foretold) - pace))
+        correction.observe("mixed", 0.01, 0.01 * math.exp(pace + rng.gauss(0.0, 0.1)))
+    assert sum(errors["last few"]) < 0.7 * sum(errors["window"])
