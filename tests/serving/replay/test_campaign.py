@@ -37,9 +37,8 @@ from stepwell.serving.replay.virtual import Fault, SimRunner, VirtualClock
 
 NUM_SEEDS = int(os.environ.get("STEPWELL_CAMPAIGN", "40"))
 ONE_SEED = os.environ.get("STEPWELL_CAMPAIGN_SEED")
-PAGE_TOKENS = 4
-HOLE = -1
-"""What a layer that a token did not run has in its place."""
+PAGE_TOKENS, HOLE = 4, -1
+"""Of a page; what a layer that a token did not run has in its place."""
 PATIENCE_S, PATIENCE_STEPS = 120.0, 25
 """More than ageing lets any class wait while there is room for it; steps, too, as a single one may take minutes."""
 SMALL_BATCHES = ("clockwork", "slack_fit")
@@ -328,21 +327,19 @@ class World:
         return progressed
 
     def note_passed_over(self, waited: Sequence[Request], began_s: float) -> None:
-        """Waiting although there is a seat, and room for it and for all that run to grow, must end. As nobody
-        overtakes whoever waits for pages, there must be room for those before it, too."""
-        rows = 3 * (self.engine.num_running + 1)
-        still = set(self.engine.waiting)
+        """Waiting although there is a seat, and room for it, for those before it (as nobody overtakes whoever waits for
+        pages) and for all that run to grow, must end."""
+        pages, still = self.cache.free_pages - 3 * (self.engine.num_running + 1), set(self.engine.waiting)
         for request in sorted((r for r in waited if r in still), key=lambda r: r.urgency_s):
-            needed = 3 * -(-request.known_tokens // PAGE_TOKENS) + rows
-            if needed > self.cache.free_pages or self.engine.num_running >= self.limits.max_running:
+            needed = 3 * -(-request.known_tokens // PAGE_TOKENS)
+            if needed > pages or self.engine.num_running >= self.limits.max_running:
                 break
-            if self.policy in SMALL_BATCHES and self.least_urgent_s <= request.urgency_s:
-                continue
-            if self.num_tokens < self.limits.max_step_tokens:
-                client = self.clients[request.request_id]
-                client.passed_over.append(self.clock() - began_s)
-                starves = sum(client.passed_over) > PATIENCE_S and len(client.passed_over) > PATIENCE_STEPS
-                self.require(not starves, client, f"starves: passed over by {len(client.passed_over)} steps")
+            on_purpose = self.policy in SMALL_BATCHES and self.least_urgent_s <= request.urgency_s
+            if not on_purpose and self.num_tokens < self.limits.max_step_tokens:
+                passed = (client := self.clients[request.request_id]).passed_over
+                passed.append(self.clock() - began_s)
+                starves = sum(passed) > PATIENCE_S and len(passed) > PATIENCE_STEPS
+                self.require(not starves, client, f"starves: passed over by {len(passed)} steps")
 
     def check_end(self) -> None:
         left = [request.request_id for request in (*self.engine.waiting, *self.engine.running)]
