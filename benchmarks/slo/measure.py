@@ -10,7 +10,7 @@ that time, as the simulator computes it from the model's cost profile and those 
 relative to the machine too, see ``ASKED``. The same requests are also replayed in virtual time. Writes
 ``benchmarks/results/slo_TRACE.json``; ``report.py`` beside this makes the tables, the pictures and the verdicts of it.
 
-Takes (loads x traces x (75 s + policies x (--seconds + 6 s))) a round: 50 minutes as it is. Leave the machine alone
+Takes loads x traces x (75 s + policies x (--seconds + 25 s)) a round: two hours as it is. Leave the machine alone
 meanwhile.
 """
 
